@@ -1,0 +1,45 @@
+// What a kernel takes and the two entry points, one a device. Raw pointers only: must not include Paddle or CUDA.
+// Whoever calls has checked every size, dtype and place before (paddle_op.cc); the kernels trust what they are given.
+#pragma once
+
+#include <cstdint>
+
+namespace paddle_asgd {
+
+enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+// One parameter and its state. The arithmetic is done in double for a float64 parameter and in float for all others.
+struct TensorArgs {
+  void* param;       // [numel] of param_dtype
+  const void* grad;  // [numel] of grad_dtype
+  void* d;           // [numel], float or double: the sum of the stored gradients
+  void* y;           // [batch_num, numel] of grad_dtype: the stored gradients
+  int64_t* m;        // [1]: the steps taken, read and advanced by the kernel
+  void* master;      // [numel] float, or null: the weights that a 16-bit parameter is rounded from
+  int64_t numel;
+  DType param_dtype;
+  DType grad_dtype;  // param_dtype, or float32 for a 16-bit parameter
+};
+
+// A number that is either known to the host or lies in the memory of the device that the kernel runs on.
+struct Scalar {
+  const void* data;  // null: `value` holds
+  DType dtype;       // of `data`: float32 or float64
+  double value;
+};
+
+struct StepArgs {
+  const TensorArgs* tensors;
+  int64_t count;
+  int64_t batch_num;
+  Scalar learning_rate;
+  Scalar weight_decay;
+  const bool* found_inf;  // device memory, or null. True: the step changes nothing
+};
+
+void asgd_cpu(const StepArgs& step);
+
+// Enqueues the step on `stream` (a cudaStream_t) of `device`; returns null, or CUDA's words about what went wrong.
+const char* asgd_cuda(const StepArgs& step, int device, void* stream);
+
+}  // namespace paddle_asgd

@@ -1,0 +1,367 @@
+// The only native file that knows Paddle: checks what Paddle hands over and calls the kernel. Two doors lead here, a
+// Python function for dygraph and the operator `asgd_update_` for static graphs. Must not compute anything itself.
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "asgd_kernel.h"
+#include "paddle/common/ddim.h"
+#include "paddle/extension.h"
+
+namespace paddle_asgd {
+namespace {
+
+using paddle::Tensor;
+using Tensors = std::vector<const Tensor*>;
+
+// What was received does not fit. Becomes a ValueError at both doors.
+struct ArgumentError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+// What this library or the device cannot do. Becomes a RuntimeError.
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The arguments of one step as both doors deliver them. All lists run parallel to `params`.
+struct Received {
+  Tensors params, grads, d, y, m;
+  std::optional<Tensors> masters;
+  const Tensor* learning_rate = nullptr;  // null: the number beside it holds
+  double learning_rate_value = 0;
+  const Tensor* weight_decay = nullptr;
+  double weight_decay_value = 0;
+  const Tensor* found_inf = nullptr;
+};
+
+std::string show(const std::vector<int64_t>& shape) {
+  std::ostringstream text;
+  text << "[";
+  for (size_t i = 0; i < shape.size(); ++i) text << (i ? ", " : "") << shape[i];
+  text << "]";
+  return text.str();
+}
+
+// Executors pass tensors without a name, so the position stands in.
+std::string name_of(const Tensor& param, size_t position) {
+  return "parameter " + (param.name().empty() ? "#" + std::to_string(position) : "'" + param.name() + "'");
+}
+
+// Tensor::is_contiguous does not exist in Paddle 2.6.
+bool is_contiguous(const Tensor& t) {
+  const auto& dims = t.dims();
+  const auto& strides = t.strides();
+  int64_t expected = 1;
+  for (int i = dims.size() - 1; i >= 0; --i) {
+    if (dims[i] != 1 && strides[i] != expected) return false;
+    expected *= dims[i];
+  }
+  return true;
+}
+
+class Check {
+ public:
+  Check(const Tensor& param, size_t position) : param_(param), position_(position) {}
+
+  [[noreturn]] void fail(const std::string& what, const std::string& got, const std::string& expected) const {
+    throw ArgumentError("asgd_update_: " + what + " of " + name_of(param_, position_) + ": received " + got +
+                        ", expected " + expected);
+  }
+
+  // A dense tensor of this shape and dtype, in one piece of memory on the parameter's device.
+  void dense(const std::string& what, const Tensor& t, const std::vector<int64_t>& shape, paddle::DataType dtype) const {
+    dense(what, t);
+    if (t.shape() != shape) fail("shape of " + what, show(t.shape()), show(shape));
+    if (t.dtype() != dtype) fail("dtype of " + what, name(t.dtype()), name(dtype));
+  }
+
+  void dense(const std::string& what, const Tensor& t) const {
+    if (!t.defined() || !t.is_dense_tensor()) fail(what, "no dense tensor", "a dense tensor");
+    // An empty tensor may have no memory, and then no device either.
+    if (t.numel() == 0) return;
+    if (!t.initialized()) fail(what, "a tensor without memory", "an initialised tensor");
+    // A strided tensor would be copied, and what is written to the copy would be lost without a word.
+    if (!is_contiguous(t)) {
+      fail("layout of " + what, "a strided view", "a contiguous tensor; call .contiguous() on it");
+    }
+    if (t.place() != param_.place()) fail("place of " + what, text(t.place()), text(param_.place()));
+  }
+
+  static std::string name(paddle::DataType dtype) {
+    std::ostringstream out;
+    out << dtype;
+    return out.str();
+  }
+
+  static std::string text(const paddle::Place& place) {
+    std::ostringstream out;
+    out << place;
+    return out.str();
+  }
+
+ private:
+  const Tensor& param_;
+  size_t position_;
+};
+
+bool is_16_bit(paddle::DataType dtype) {
+  return dtype == paddle::DataType::FLOAT16 || dtype == paddle::DataType::BFLOAT16;
+}
+
+DType kernel_dtype(paddle::DataType dtype) {
+  switch (dtype) {
+    case paddle::DataType::FLOAT64:
+      return DType::kFloat64;
+    case paddle::DataType::FLOAT16:
+      return DType::kFloat16;
+    case paddle::DataType::BFLOAT16:
+      return DType::kBFloat16;
+    default:
+      return DType::kFloat32;
+  }
+}
+
+void check_length(const char* what, size_t received, size_t expected) {
+  if (received == expected) return;
+  throw ArgumentError(std::string("asgd_update_: number of ") + what + ": received " + std::to_string(received) +
+                      ", expected " + std::to_string(expected) + ", one a parameter");
+}
+
+// Checks one parameter with its gradient and state; returns the number of slots in its history.
+int64_t check_parameter(const Received& r, size_t i) {
+  using paddle::DataType;
+  const Tensor& param = *r.params[i];
+  const Check check(param, i);
+  check.dense("value", param);
+  const DataType dtype = param.dtype();
+  if (!is_16_bit(dtype) && dtype != DataType::FLOAT32 && dtype != DataType::FLOAT64) {
+    check.fail("dtype", Check::name(dtype), "float16, bfloat16, float32 or float64");
+  }
+  const DataType compute = dtype == DataType::FLOAT64 ? DataType::FLOAT64 : DataType::FLOAT32;
+  const std::vector<int64_t> shape = param.shape();
+  const Tensor& grad = *r.grads[i];
+  check.dense("gradient", grad, shape, is_16_bit(dtype) && grad.dtype() == DataType::FLOAT32 ? DataType::FLOAT32 : dtype);
+  check.dense("d", *r.d[i], shape, compute);
+  if (r.masters) check.dense("master weight", *(*r.masters)[i], shape, DataType::FLOAT32);
+  if (r.masters && !is_16_bit(dtype)) check.fail("dtype", Check::name(dtype), "float16 or bfloat16 beside a master weight");
+  check.dense("m", *r.m[i], {1}, DataType::INT64);
+  const Tensor& y = *r.y[i];
+  check.dense("y", y);
+  std::vector<int64_t> history = y.shape();
+  if (history.empty() || history[0] < 1) check.fail("shape of y", show(history), "[batch_num, *shape of the parameter]");
+  const int64_t batch_num = history[0];
+  history.erase(history.begin());
+  if (history != shape) {
+    history = shape;
+    history.insert(history.begin(), batch_num);
+    check.fail("shape of y", show(y.shape()), show(history));
+  }
+  if (y.dtype() != grad.dtype()) {
+    check.fail("dtype of the gradient", Check::name(grad.dtype()), Check::name(y.dtype()) + ", as its history y has");
+  }
+  return batch_num;
+}
+
+// A number in a tensor: on the host it is read here, on a device by the kernel.
+Scalar scalar(const char* what, const Tensor* t, double value, const paddle::Place& place) {
+  Scalar result{nullptr, DType::kFloat64, value};
+  if (t == nullptr) return result;
+  const bool floating = t->defined() && t->is_dense_tensor() && t->initialized() && t->numel() == 1 &&
+                        (t->dtype() == paddle::DataType::FLOAT32 || t->dtype() == paddle::DataType::FLOAT64);
+  if (!floating) throw ArgumentError(std::string("asgd_update_: ") + what + ": expected one float32 or float64 number");
+  const bool wide = t->dtype() == paddle::DataType::FLOAT64;
+  if (t->place().GetType() == phi::AllocationType::CPU) {
+    result.value = wide ? *t->data<double>() : static_cast<double>(*t->data<float>());
+    return result;
+  }
+  if (t->place() != place) {
+    throw ArgumentError(std::string("asgd_update_: place of ") + what + ": received " + Check::text(t->place()) +
+                        ", expected " + Check::text(place) + ", where the parameters are");
+  }
+  result.dtype = wide ? DType::kFloat64 : DType::kFloat32;
+  result.data = wide ? static_cast<const void*>(t->data<double>()) : static_cast<const void*>(t->data<float>());
+  return result;
+}
+
+const bool* flag(const Tensor* t, const paddle::Place& place) {
+  if (t == nullptr) return nullptr;
+  if (!t->defined() || !t->is_dense_tensor() || t->numel() != 1 || t->dtype() != paddle::DataType::BOOL ||
+      t->place() != place) {
+    throw ArgumentError("asgd_update_: found_inf: expected one bool on " + Check::text(place));
+  }
+  return t->data<bool>();
+}
+
+TensorArgs pointers(const Received& r, size_t i) {
+  Tensor& param = const_cast<Tensor&>(*r.params[i]);
+  TensorArgs t{};
+  t.numel = param.numel();
+  t.m = const_cast<int64_t*>(r.m[i]->data<int64_t>());
+  t.param_dtype = kernel_dtype(param.dtype());
+  t.grad_dtype = kernel_dtype(r.grads[i]->dtype());
+  if (t.numel == 0) return t;  // no memory to point to
+  t.param = param.data();
+  t.grad = r.grads[i]->data();
+  t.d = const_cast<Tensor*>(r.d[i])->data();
+  t.y = const_cast<Tensor*>(r.y[i])->data();
+  if (r.masters) t.master = const_cast<Tensor*>((*r.masters)[i])->data();
+  return t;
+}
+
+void run(const StepArgs& step, const Tensor& first) {
+  const paddle::Place place = first.place();
+  if (place.GetType() == phi::AllocationType::CPU) return asgd_cpu(step);
+#ifdef PADDLE_WITH_CUDA
+  if (place.GetType() == phi::AllocationType::GPU) {
+    const char* error = asgd_cuda(step, place.GetDeviceId(), first.stream());
+    if (error == nullptr) return;
+    throw DeviceError(std::string("asgd_update_: CUDA says: ") + error);
+  }
+#endif
+  throw DeviceError("asgd_update_: parameters on " + Check::text(place) + ", but this build of paddle_asgd serves " +
+#ifdef PADDLE_WITH_CUDA
+                    "the CPU and NVIDIA GPUs only; move the parameters there");
+#else
+                    "the CPU only. Rebuild it where nvcc and a GPU build of Paddle are installed: "
+                    "pip install --no-build-isolation --force-reinstall --no-deps .");
+#endif
+}
+
+// The one function behind both doors. Nothing is written before everything has been checked.
+void asgd_update(const Received& r) {
+  const size_t count = r.params.size();
+  check_length("gradients", r.grads.size(), count);
+  check_length("sums d", r.d.size(), count);
+  check_length("histories y", r.y.size(), count);
+  check_length("counters m", r.m.size(), count);
+  if (r.masters) check_length("master weights", r.masters->size(), count);
+  if (count == 0) return;
+  std::vector<TensorArgs> tensors;
+  tensors.reserve(count);
+  // An empty parameter says nothing about the device: its counter, which never is empty, does.
+  const Tensor& first = *r.m[0];
+  int64_t batch_num = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t slots = check_parameter(r, i);
+    if (i == 0) batch_num = slots;
+    const Check check(*r.params[i], i);
+    if (slots != batch_num) check.fail("slots in y", std::to_string(slots), std::to_string(batch_num) + ", as the first has");
+    if (r.m[i]->place() != first.place()) check.fail("place", Check::text(r.m[i]->place()), Check::text(first.place()));
+    tensors.push_back(pointers(r, i));
+  }
+  StepArgs step{};
+  step.tensors = tensors.data();
+  step.count = static_cast<int64_t>(count);
+  step.batch_num = batch_num;
+  step.learning_rate = scalar("learning_rate", r.learning_rate, r.learning_rate_value, first.place());
+  step.weight_decay = scalar("weight_decay", r.weight_decay, r.weight_decay_value, first.place());
+  step.found_inf = flag(r.found_inf, first.place());
+  run(step, first);
+}
+
+Tensors addresses(const std::vector<Tensor>& tensors) {
+  Tensors result;
+  for (const Tensor& t : tensors) result.push_back(&t);
+  return result;
+}
+
+// ---- The door of static graphs ------------------------------------------------------------------------------------
+
+void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads, const Tensor& learning_rate,  // NOLINT
+                   const Tensor& weight_decay, std::vector<Tensor>& d, std::vector<Tensor>& y,                   // NOLINT
+                   std::vector<Tensor>& m, paddle::optional<std::vector<Tensor>>& masters,                       // NOLINT
+                   const paddle::optional<Tensor>& found_inf) {
+  Received r;
+  r.params = addresses(params);
+  r.grads = addresses(grads);
+  r.d = addresses(d);
+  r.y = addresses(y);
+  r.m = addresses(m);
+  if (masters) r.masters = addresses(*masters);
+  r.learning_rate = &learning_rate;
+  r.weight_decay = &weight_decay;
+  if (found_inf) r.found_inf = found_inf.get_ptr();
+  asgd_update(r);
+}
+
+// ---- The door of dygraph ------------------------------------------------------------------------------------------
+
+const Tensor* to_tensor(PyObject* object, const char* what, Py_ssize_t position) {
+  if (!paddle::pybind::PyCheckTensor(object)) {
+    throw pybind11::type_error("asgd_update_: " + std::string(what) + "[" + std::to_string(position) + "]: received " +
+                               Py_TYPE(object)->tp_name + ", expected a paddle.Tensor");
+  }
+  return &paddle::pybind::CastPyArg2Tensor(object, position);
+}
+
+// Items are read one by one: the ready-made casters copy every handle and cost twice the time.
+Tensors to_tensors(const pybind11::list& list, const char* what) {
+  const Py_ssize_t size = PyList_GET_SIZE(list.ptr());
+  Tensors result;
+  result.reserve(size);
+  for (Py_ssize_t i = 0; i < size; ++i) result.push_back(to_tensor(PyList_GET_ITEM(list.ptr(), i), what, i));
+  return result;
+}
+
+// A Python number or a tensor of one element.
+void to_scalar(const pybind11::object& object, const char* what, const Tensor** tensor, double* value) {
+  if (paddle::pybind::PyCheckTensor(object.ptr())) {
+    *tensor = to_tensor(object.ptr(), what, 0);
+  } else {
+    *value = object.cast<double>();
+  }
+}
+
+void asgd_function(const pybind11::list& params, const pybind11::list& grads, const pybind11::list& d,
+                   const pybind11::list& y, const pybind11::list& m, const std::optional<pybind11::list>& masters,
+                   const pybind11::object& learning_rate, const pybind11::object& weight_decay) {
+  Received r;
+  r.params = to_tensors(params, "params");
+  r.grads = to_tensors(grads, "grads");
+  r.d = to_tensors(d, "d");
+  r.y = to_tensors(y, "y");
+  r.m = to_tensors(m, "m");
+  if (masters) r.masters = to_tensors(*masters, "masters");
+  to_scalar(learning_rate, "learning_rate", &r.learning_rate, &r.learning_rate_value);
+  to_scalar(weight_decay, "weight_decay", &r.weight_decay, &r.weight_decay_value);
+  try {
+    // The caller's lists keep every tensor alive while other threads run.
+    pybind11::gil_scoped_release release;
+    asgd_update(r);
+  } catch (const ArgumentError& error) {
+    throw pybind11::value_error(error.what());
+  }
+}
+
+}  // namespace
+}  // namespace paddle_asgd
+
+// Every tensor that is written is in the map: an operator that writes without it races with the graph's readers.
+PD_BUILD_OP(asgd_update_)
+    .Inputs({paddle::Vec("params"), paddle::Vec("grads"), "learning_rate", "weight_decay", paddle::Vec("d"),
+             paddle::Vec("y"), paddle::Vec("m"), paddle::Optional(paddle::Vec("masters")),
+             paddle::Optional("found_inf")})
+    .Outputs({paddle::Vec("params_out"), paddle::Vec("d_out"), paddle::Vec("y_out"), paddle::Vec("m_out"),
+              paddle::Optional(paddle::Vec("masters_out"))})
+    .SetInplaceMap({{paddle::Vec("params"), paddle::Vec("params_out")},
+                    {paddle::Vec("d"), paddle::Vec("d_out")},
+                    {paddle::Vec("y"), paddle::Vec("y_out")},
+                    {paddle::Vec("m"), paddle::Vec("m_out")},
+                    {paddle::Optional(paddle::Vec("masters")), paddle::Optional(paddle::Vec("masters_out"))}})
+    .SetKernelFn(PD_KERNEL(paddle_asgd::asgd_operator));
+
+PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
+  namespace py = pybind11;
+  module.doc() = "The native door of paddle_asgd; use paddle_asgd.native, which documents it.";
+  module.attr("built_for_paddle") = PADDLE_ASGD_BUILT_FOR_PADDLE;
+#ifdef PADDLE_WITH_CUDA
+  module.attr("built_with_cuda") = true;
+#else
+  module.attr("built_with_cuda") = false;
+#endif
+  module.def("asgd_update", &paddle_asgd::asgd_function, py::arg("params"), py::arg("grads"), py::arg("d"), py::arg("y"),
+             py::arg("m"), py::arg("masters"), py::arg("learning_rate"), py::arg("weight_decay"));
+}

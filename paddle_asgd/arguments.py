@@ -1,0 +1,192 @@
+"""Checks of what a user hands to an optimizer's constructor: types, ranges, duplicates.
+
+Each function returns the value in the form the optimizer keeps, or raises TypeError or ValueError with the argument's
+name, what was received, what was expected, and the remedy. Must not change what it checks.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any, Iterable, Optional
+
+import paddle
+from paddle.base.framework import Variable, in_dygraph_mode
+from paddle.optimizer.lr import LRScheduler
+from paddle.regularizer import WeightDecayRegularizer
+
+try:
+    from paddle.pir import Value
+except ImportError:  # Paddle 2.6 calls it by another name
+    from paddle.pir import OpResult as Value
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+GROUP_KEYS = ("params", "weight_decay", "learning_rate", "grad_clip")
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype, whichever of Paddle's three kinds of dtype objects it is: ``"float32"``."""
+    name = str(dtype).rsplit(".", 1)[-1].lower()
+    return {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64", "uint16": "bfloat16"}.get(name, name)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether this is a tensor of dygraph or a variable of either kind of static graph."""
+    return isinstance(value, (paddle.Tensor, Variable, Value))
+
+
+def _number(argument: str, value: Any) -> float:
+    """A finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument}: received {value!r} of type {type(value).__name__}, expected a number")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{argument}: received {value!r}, expected a finite number of at least 0")
+    return float(value)
+
+
+def _one_element(argument: str, value: Any) -> Any:
+    """A tensor that holds one float32 or float64 number."""
+    shape = list(value.shape)
+    if math.prod(shape) != 1:
+        raise ValueError(f"{argument}: received a tensor of shape {shape}, expected one element, shape [] or [1]")
+    if dtype_name(value.dtype) not in ("float32", "float64"):
+        raise TypeError(f"{argument}: received a tensor of {dtype_name(value.dtype)}, expected float32 or float64")
+    if isinstance(value, paddle.Tensor) and not in_dygraph_mode():
+        raise TypeError(
+            f"{argument}: received a dygraph tensor in static graph mode, expected a number or a variable of the "
+            f"program; pass {argument}=float(tensor)"
+        )
+    return value
+
+
+def check_learning_rate(value: Any) -> Any:
+    """A number of at least 0, an LRScheduler, or a tensor of one element (read at every step)."""
+    if isinstance(value, LRScheduler):
+        return value
+    if is_tensor(value):
+        return _one_element("learning_rate", value)
+    if isinstance(value, numbers.Real):
+        return _number("learning_rate", value)
+    raise TypeError(
+        f"learning_rate: received {type(value).__name__}, expected a number, an LRScheduler or a tensor of one element; "
+        "the parameters go into parameters=..."
+    )
+
+
+def check_step_learning_rate(value: float) -> float:
+    """What a scheduler or a host tensor gave for this step; the constructor could not see it."""
+    return _number("learning_rate of this step", value)
+
+
+def check_weight_decay(value: Any, argument: str = "weight_decay") -> Any:
+    """None, a number of at least 0, a tensor of one element, or a regularizer such as L2Decay."""
+    if value is None or isinstance(value, WeightDecayRegularizer):
+        return value
+    if is_tensor(value):
+        return _one_element(argument, value)
+    if isinstance(value, numbers.Real):
+        return _number(argument, value)
+    raise TypeError(
+        f"{argument}: received {value!r} of type {type(value).__name__}, expected a number, a tensor of one element, "
+        "paddle.regularizer.L1Decay, paddle.regularizer.L2Decay or None"
+    )
+
+
+def check_grad_clip(value: Any, argument: str = "grad_clip") -> Any:
+    """None or one of paddle.nn.ClipGradBy..."""
+    if value is None or isinstance(value, paddle.nn.clip.GradientClipBase):
+        return value
+    raise TypeError(
+        f"{argument}: received {value!r} of type {type(value).__name__}, expected paddle.nn.ClipGradByGlobalNorm, "
+        "ClipGradByNorm, ClipGradByValue or None"
+    )
+
+
+def check_flag(argument: str, value: Any) -> bool:
+    """True or False, and nothing that merely counts as one: a misplaced argument would pass."""
+    if isinstance(value, bool):
+        return value
+    raise TypeError(f"{argument}: received {value!r} of type {type(value).__name__}, expected True or False")
+
+
+def check_name(value: Any) -> Optional[str]:
+    """None or a non-empty string."""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise TypeError(f"name: received {value!r} of type {type(value).__name__}, expected a non-empty string or None")
+
+
+def check_count(argument: str, value: Any) -> int:
+    """A positive int. A float is refused even if it is whole: len(dataset) / batch_size may be off by one."""
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError):
+        count = None
+    if count is None:
+        raise TypeError(f"{argument}: received {value!r} of type {type(value).__name__}, expected a positive int")
+    if not 0 < count < 2**62:
+        raise ValueError(f"{argument}: received {count}, expected a positive int")
+    return count
+
+
+def check_parameters(value: Any) -> tuple[Optional[list], Optional[list]]:
+    """Returns all parameters in one list, and the groups if the user gave any; None for None in static mode."""
+    if value is None:
+        if in_dygraph_mode():
+            raise ValueError("parameters: received None, expected a list of tensors; pass parameters=model.parameters()")
+        return None, None
+    if is_tensor(value) or isinstance(value, (dict, set, str)) or not isinstance(value, Iterable):
+        raise TypeError(
+            f"parameters: received {type(value).__name__}, expected a list of tensors or a list of groups (dicts)"
+        )
+    items = list(value)
+    if not items:
+        raise ValueError("parameters: received an empty list, expected at least one tensor or group")
+    if not isinstance(items[0], dict):
+        _check_tensors("parameters", items, set())
+        return items, None
+    seen: set[str] = set()
+    groups = [_check_group(f"parameters[{i}]", group, seen) for i, group in enumerate(items)]
+    return [param for group in groups for param in group["params"]], groups
+
+
+def _check_group(argument: str, group: Any, seen: set[str]) -> dict:
+    """One parameter group, as a copy."""
+    if not isinstance(group, dict):
+        raise TypeError(f"{argument}: received {type(group).__name__} in a list of groups, expected a dict")
+    unknown = [key for key in group if key not in GROUP_KEYS]
+    if unknown:
+        raise ValueError(f"{argument}: received unknown key {unknown[0]!r}, expected {', '.join(GROUP_KEYS)}")
+    if "params" not in group:
+        raise ValueError(f"{argument}: received keys {list(group)}, expected 'params' among them")
+    params = group["params"]
+    if isinstance(params, (set, dict, str)):
+        raise TypeError(f"{argument}['params']: received {type(params).__name__}, expected a list of tensors")
+    copied = dict(group, params=[params] if is_tensor(params) else list(params))
+    _check_tensors(f"{argument}['params']", copied["params"], seen)
+    check_weight_decay(group.get("weight_decay"), f"{argument}['weight_decay']")
+    check_grad_clip(group.get("grad_clip"), f"{argument}['grad_clip']")
+    if "learning_rate" in group:
+        copied["learning_rate"] = _number(f"{argument}['learning_rate']", group["learning_rate"])
+    return copied
+
+
+def _check_tensors(argument: str, tensors: list, seen: set[str]) -> None:
+    """Floating tensors, each once. ``seen`` holds the names of all groups so far and is extended."""
+    for i, tensor in enumerate(tensors):
+        if not is_tensor(tensor):
+            raise TypeError(f"{argument}[{i}]: received {type(tensor).__name__}, expected a tensor")
+        if dtype_name(tensor.dtype) not in FLOATING:
+            raise TypeError(
+                f"{argument}[{i}], {tensor.name!r}: received dtype {dtype_name(tensor.dtype)}, expected one of "
+                f"{', '.join(FLOATING)}; a complex parameter can be kept as two real ones (paddle.as_real)"
+            )
+        if isinstance(tensor, paddle.Tensor) and not tensor.is_leaf:
+            raise ValueError(
+                f"{argument}[{i}], {tensor.name!r}: received a tensor that an operation computed, expected a leaf, which "
+                "is what gradients are kept for"
+            )
+        if tensor.name in seen:
+            raise ValueError(f"{argument}[{i}]: received {tensor.name!r} for the second time, expected each parameter once")
+        seen.add(tensor.name)

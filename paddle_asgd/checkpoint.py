@@ -1,0 +1,268 @@
+"""What an optimizer's state_dict holds, and how one is matched, checked and copied in: all of it, or nothing.
+
+An entry's key is Paddle's: ``<parameter>[_fp32_master_0]_[<name>_]<state>_<number>``. Must not compute any state.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional
+
+import numpy as np
+import paddle
+from paddle.base.framework import in_dygraph_mode
+from paddle.optimizer.lr import LambdaDecay, LRScheduler
+
+from .arguments import FLOATING, dtype_name, is_tensor
+
+if TYPE_CHECKING:
+    from .fused import FusedOptimizer, StateTensor
+
+_SCHEDULER = "LR_Scheduler"
+_MASTERS = "master_weights"
+_MASTER_SUFFIX = re.compile(r"_fp32_master_\d+$")
+
+
+class _Loaded(NamedTuple):
+    """What a state_dict holds for one parameter."""
+
+    #: state name to value; empty: the parameter has taken no step
+    state: dict[str, Any]
+    master: Optional[Any]
+
+
+def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
+    """All state, in the order of the parameters."""
+    _require_dygraph("state_dict")
+    collected: dict[str, Any] = {}
+    untouched = []
+    for param in optimizer._parameter_list:
+        tensors = optimizer._state_of(param)
+        if tensors is None:
+            untouched.append(param)
+        collected.update((tensor.name, tensor) for tensor in tensors or ())
+    if collected:
+        # So that a parameter that took no step can be told from one whose entries were lost.
+        counter = optimizer._key(optimizer._state_layout[-1].name)
+        for param in untouched:
+            if not param.stop_gradient:
+                collected[f"{param.name}_{counter}_0"] = paddle.zeros([1], dtype="int64")
+    if optimizer._master_weights:
+        collected[_MASTERS] = dict(optimizer._master_weights)
+    if isinstance(optimizer._learning_rate, LRScheduler):
+        collected[_SCHEDULER] = optimizer._learning_rate.state_dict()
+    collected.update(optimizer._hyperparameters)
+    return collected
+
+
+@paddle.no_grad()
+def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
+    """Match, check, then copy."""
+    _require_dygraph("set_state_dict")
+    if not isinstance(state_dict, dict):
+        raise TypeError(f"set_state_dict: received {type(state_dict).__name__}, expected a dict")
+    rest = dict(state_dict)
+    scheduler = _check_scheduler(optimizer, rest.pop(_SCHEDULER, None))
+    masters = rest.pop(_MASTERS, {})
+    if not isinstance(masters, dict):
+        _fail(f"{_MASTERS!r} is {type(masters).__name__}, expected a dict")
+    complete = _check_hyperparameters(optimizer, rest)
+    found = _group_by_owner(optimizer, rest)
+    if not found and not complete:
+        _fail("it holds no state, expected what state_dict() returned")
+    if not any(param.name in found for param in optimizer._parameter_list) and found:
+        found, masters = _match_by_position(optimizer, found, masters)
+    loaded = _match_by_name(optimizer, found, dict(masters), complete)
+    for param in optimizer._parameter_list:
+        _check_entries(optimizer, param, loaded[param.name])
+    for param in optimizer._parameter_list:
+        _copy(optimizer, param, loaded[param.name])
+    if scheduler is not None:
+        optimizer._learning_rate.set_state_dict(scheduler)
+
+
+def _fail(what: str) -> NoReturn:
+    raise ValueError(f"set_state_dict: {what}. Nothing has been loaded.")
+
+
+def _require_dygraph(caller: str) -> None:
+    if not in_dygraph_mode():
+        raise RuntimeError(
+            f"{caller}: in static graph mode the state lies in the scope of the program; use paddle.static.save and "
+            "paddle.static.load"
+        )
+
+
+def _check_scheduler(optimizer: FusedOptimizer, entry: Any) -> Any:
+    """The scheduler's entry if it has to be loaded."""
+    if not isinstance(optimizer._learning_rate, LRScheduler):
+        if entry is not None:
+            warnings.warn(
+                f"set_state_dict: {_SCHEDULER!r} is not used, for the optimizer was created with a fixed learning rate",
+                UserWarning,
+                stacklevel=4,
+            )
+        return None
+    if entry is None and not isinstance(optimizer._learning_rate, LambdaDecay):
+        _fail(f"{_SCHEDULER!r} is missing, and the optimizer has a {type(optimizer._learning_rate).__name__}")
+    return entry
+
+
+def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> bool:
+    """Whether they were there, as they are in what ``collect`` returned; takes them out of ``rest``."""
+    complete = True
+    for name, value in optimizer._hyperparameters.items():
+        received = rest.pop(name, None)
+        complete = complete and received is not None
+        if received is not None and int(received) != value:
+            _fail(f"{name} is {int(received)}, expected {value}, with which the optimizer was created")
+    return complete
+
+
+def _group_by_owner(optimizer: FusedOptimizer, rest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """From parameter names, as the checkpoint spells them, to their entries by state name."""
+    names = {optimizer._key(entry.name): entry.name for entry in optimizer._state_layout}
+    pattern = re.compile(rf"(?P<owner>.+)_(?P<state>{'|'.join(map(re.escape, names))})_\d+")
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in rest.items():
+        match = pattern.fullmatch(key) if isinstance(key, str) else None
+        if match is None:
+            _fail(f"entry {key!r} belongs to no parameter of this optimizer")
+        entries = found.setdefault(_MASTER_SUFFIX.sub("", match["owner"]), {})
+        if names[match["state"]] in entries:
+            _fail(f"entry {key!r} comes a second time for its parameter, under another number")
+        entries[names[match["state"]]] = value
+    return found
+
+
+def _match_by_position(
+    optimizer: FusedOptimizer, found: dict[str, dict[str, Any]], masters: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Rename a checkpoint whose parameters all have other names: a model that was built again in the same process."""
+    params = [param for param in optimizer._parameter_list if not param.stop_gradient]
+    if len(params) != len(found):
+        _fail(
+            f"no entry has the name of a parameter (the first is for {next(iter(found))!r}, the first parameter is "
+            f"{params[0].name if params else None!r}), and {len(found)} entries cannot stand for {len(params)} parameters"
+        )
+    renamed = dict(zip(found, (param.name for param in params)))
+    warnings.warn(
+        f"set_state_dict: no entry has the name of a parameter, so they were matched by their order, from "
+        f"{next(iter(found))!r} to {params[0].name!r} on",
+        UserWarning,
+        stacklevel=4,
+    )
+    return (
+        {renamed[name]: entries for name, entries in found.items()},
+        {renamed.get(name, name): master for name, master in masters.items()},
+    )
+
+
+def _match_by_name(
+    optimizer: FusedOptimizer, found: dict[str, dict[str, Any]], masters: dict[str, Any], complete: bool
+) -> dict[str, _Loaded]:
+    """From every parameter's name to what the checkpoint holds for it."""
+    counter = optimizer._state_layout[-1].name
+    loaded, missing = {}, []
+    for param in optimizer._parameter_list:
+        entries = found.pop(param.name, None)
+        if entries is None and not param.stop_gradient and (found or loaded):
+            missing.append(param.name)
+        if entries is not None and set(entries) == {counter}:
+            entries = None if _as_tensor(param.name, counter, entries[counter]).item() == 0 else entries
+        loaded[param.name] = _Loaded(entries or {}, masters.pop(param.name, None))
+    for kind, names in ((f"{_MASTERS!r} of", masters), ("state of", found)):
+        if names:
+            _fail(f"{kind} {next(iter(names))!r} belongs to no parameter of this optimizer")
+    has_state = any(entry.state for entry in loaded.values())
+    if missing and has_state and complete:
+        _fail(f"the entries of parameter {missing[0]!r} are missing ({len(missing)} such parameters)")
+    if missing and has_state:
+        # Paddle's own optimizers say nothing about a parameter that never had a gradient.
+        warnings.warn(
+            f"set_state_dict: no entries for {', '.join(map(repr, missing))}: starting with no history, which is right "
+            "only if no gradient ever reached them",
+            UserWarning,
+            stacklevel=4,
+        )
+    return loaded
+
+
+def _check_entries(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:
+    """Everything that could go wrong when copying."""
+    if not loaded.state and loaded.master is None:
+        return
+    if loaded.state:
+        for entry in optimizer._state_layout:
+            if entry.name not in loaded.state:
+                _fail(f"entry {entry.name!r} of parameter {param.name!r} is missing")
+            _check_tensor(param, entry, _as_tensor(param.name, entry.name, loaded.state[entry.name]))
+    wants_master = optimizer._multi_precision and optimizer._is_16_bit(param)
+    if loaded.master is None:
+        if wants_master:
+            _fail(f"{_MASTERS!r} of parameter {param.name!r} is missing, and the optimizer has multi_precision=True")
+        return
+    if not wants_master:
+        _fail(
+            f"{_MASTERS!r} of parameter {param.name!r} is of no use to a {dtype_name(param.dtype)} parameter with "
+            f"multi_precision={optimizer._multi_precision}"
+        )
+    master = _as_tensor(param.name, _MASTERS, loaded.master)
+    if list(master.shape) != list(param.shape) or dtype_name(master.dtype) not in FLOATING:
+        _fail(
+            f"{_MASTERS!r} of parameter {param.name!r} is {dtype_name(master.dtype)} {list(master.shape)}, expected "
+            f"float32 {list(param.shape)}"
+        )
+
+
+def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
+    """One entry's shape and dtype."""
+    shape = entry.shape(list(param.shape))
+    if list(value.shape) != shape:
+        _fail(f"entry {entry.name!r} of parameter {param.name!r} has shape {list(value.shape)}, expected {shape}")
+    of_param, received = dtype_name(param.dtype), dtype_name(value.dtype)
+    if entry.dtype == "compute":
+        allowed: tuple[str, ...] = FLOATING  # Paddle keeps 16 bits where we keep 32
+    elif entry.dtype == "gradient":
+        allowed = (of_param, "float32") if of_param in ("float16", "bfloat16") else (of_param,)
+    else:
+        allowed = (entry.dtype,)
+    if received not in allowed:
+        _fail(f"entry {entry.name!r} of parameter {param.name!r} is {received}, expected {' or '.join(allowed)}")
+    if entry.dtype == "int64" and value.numel() and int(value.min()) < 0:
+        _fail(f"entry {entry.name!r} of parameter {param.name!r} is {value.tolist()}, expected no negative count")
+
+
+def _as_tensor(param: str, name: str, value: Any) -> Any:
+    """A tensor, on whatever device it is; arrays, which paddle.load(return_numpy=True) gives, become one."""
+    if is_tensor(value):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return paddle.to_tensor(value, place=paddle.CPUPlace())
+    _fail(f"entry {name!r} of parameter {param!r} is {type(value).__name__}, expected a tensor or an array")
+
+
+def _copy(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:
+    """Into the optimizer's own tensors: those of the checkpoint stay the caller's."""
+    values = {name: _as_tensor(param.name, name, value) for name, value in loaded.state.items()}
+    owned = optimizer._state_of(param)
+    if owned is not None and [tensor.dtype for tensor in owned] != [
+        values[entry.name].dtype if entry.name in values else None for entry in optimizer._state_layout
+    ]:
+        optimizer._drop_state(param)
+        owned = None
+    if loaded.master is not None:
+        _assign(optimizer._create_master_weight(param), _as_tensor(param.name, _MASTERS, loaded.master))
+    if not values:
+        return
+    if owned is None:
+        gradient = next(values[entry.name].dtype for entry in optimizer._state_layout if entry.dtype == "gradient")
+        owned = optimizer._create_state(param, gradient)
+    for entry, tensor in zip(optimizer._state_layout, owned):
+        _assign(tensor, values[entry.name])
+
+
+def _assign(target: Any, value: Any) -> None:
+    """In place, so that whoever holds the target sees it, on the target's device and in its dtype."""
+    target.set_value(value if value.dtype == target.dtype else value.astype(target.dtype))

@@ -1,0 +1,137 @@
+"""The only door to C++: finds the library, registers its operator, one documented function each.
+
+Must not know any optimizer, and no other file may import the library.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Optional, Sequence, Union
+
+import paddle
+from paddle import _C_ops
+from paddle.base.framework import OpProtoHolder, in_dygraph_mode, in_pir_mode
+from paddle.base.layer_helper import LayerHelper
+from paddle.utils.cpp_extension import load_op_meta_info_and_register_op
+
+_OPERATOR = "asgd_update_"
+_LIBRARY = Path(__file__).with_name("_C.so")
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+
+
+def _load(path: Path = _LIBRARY) -> ModuleType:
+    """Load the library and register its operator; ImportError says how to build it if it cannot be loaded."""
+    if not path.is_file():
+        raise ImportError(
+            f"paddle_asgd: its native library {path} does not exist. Build it in the project's folder with: {REBUILD} "
+            "(If it is installed already, Python found this source folder first: start it from elsewhere.)"
+        )
+    try:
+        load_op_meta_info_and_register_op(str(path))
+        spec = importlib.util.spec_from_file_location("paddle_asgd._C", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise ImportError(
+            f"paddle_asgd: {path} cannot be loaded under Paddle {paddle.__version__}: {error} "
+            f"Rebuild it in the project's folder with: {REBUILD}"
+        ) from error
+    return module
+
+
+def _warn_if_foreign(module: Any) -> None:
+    """Warn when the library was built for another Paddle, or without CUDA where Paddle sees a GPU."""
+    built_for = module.built_for_paddle
+    if built_for != paddle.__version__:
+        warnings.warn(
+            f"paddle_asgd was built for Paddle {built_for} and runs under {paddle.__version__}, whose C++ interface may "
+            f"differ. Rebuild it in the project's folder with: {REBUILD}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if not module.built_with_cuda and paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
+        warnings.warn(
+            "paddle_asgd was built without CUDA and will refuse parameters on the GPU. Rebuild it where nvcc is "
+            f"installed with: {REBUILD}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+_C = _load()
+_warn_if_foreign(_C)
+
+Tensors = Sequence[Any]
+
+
+def asgd_update(
+    params: Tensors,
+    grads: Tensors,
+    d: Tensors,
+    y: Tensors,
+    m: Tensors,
+    masters: Optional[Tensors],
+    learning_rate: Union[float, Any],
+    weight_decay: Union[float, Any],
+    found_inf: Optional[Any] = None,
+) -> None:
+    """Take one SAG step for all parameters: at once in dygraph, as one operator appended to the static graph else.
+
+    The formula is in ``csrc/asgd_formula.h``. All sequences run parallel to ``params``.
+
+    Args:
+        params: the parameters, float16, bfloat16, float32 or float64, of any shape; written.
+        grads: their gradients, of the same shapes; dtype of the parameter, or float32 for a 16-bit parameter.
+        d: the sums of the stored gradients, of the same shapes, float32 (float64 for float64); written.
+        y: the stored gradients, ``[batch_num, *shape]``, dtype of the gradients; written.
+        m: the numbers of steps taken, int64 ``[1]``; written.
+        masters: the float32 weights of 16-bit parameters, one for each; None without; written.
+        learning_rate: a number, or a tensor of one float32 or float64; a tensor in static graphs.
+        weight_decay: the same.
+        found_inf: static graphs only, a tensor of one bool; where True the step changes nothing.
+
+    Raises:
+        ValueError: a list, shape, dtype, layout or place does not fit. Nothing has been written.
+        RuntimeError: the library does not serve the parameters' device, or CUDA reports an error.
+    """
+    if in_dygraph_mode():
+        _C.asgd_update(params, grads, d, y, m, masters, learning_rate, weight_decay)
+    elif in_pir_mode():
+        _C_ops._run_custom_op(_OPERATOR, params, grads, learning_rate, weight_decay, d, y, m, masters, found_inf)
+    else:
+        _append_to_block(params, grads, d, y, m, masters, learning_rate, weight_decay, found_inf)
+
+
+def _append_to_block(
+    params: Tensors,
+    grads: Tensors,
+    d: Tensors,
+    y: Tensors,
+    m: Tensors,
+    masters: Optional[Tensors],
+    learning_rate: Any,
+    weight_decay: Any,
+    found_inf: Optional[Any],
+) -> None:
+    """Append the operator to a block of the graph format before PIR, whose slots carry the kind of their input."""
+    inputs = {"params": params, "d": d, "y": y, "m": m}
+    if masters is not None:
+        inputs["masters"] = masters
+    outputs = {f"{name}_out": value for name, value in inputs.items()}
+    inputs.update(grads=grads, learning_rate=learning_rate, weight_decay=weight_decay)
+    if found_inf is not None:
+        inputs["found_inf"] = found_inf
+    proto = OpProtoHolder.instance().get_op_proto(_OPERATOR)
+
+    def spelled(slots: Any, given: dict) -> dict:
+        return {slot.name: given[slot.name.split("@")[0]] for slot in slots if slot.name.split("@")[0] in given}
+
+    LayerHelper(_OPERATOR).append_op(
+        type=_OPERATOR,
+        inputs=spelled(proto.inputs, inputs),
+        outputs=spelled(proto.outputs, outputs),
+        stop_gradient=True,
+    )

@@ -1,0 +1,111 @@
+"""Builds the one native module, for the CPU or with CUDA as the installed Paddle is. Metadata stands in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+CPU_ONLY = os.environ.get("PADDLE_ASGD_CPU_ONLY", "0") not in ("", "0")
+
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    # The same bits on every CPU and on the GPU: no a * b + c in one rounding.
+    "-ffp-contract=off",
+    # Neither changes a result; without them gcc does not vectorise the half conversions.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
+
+
+def cuda_home() -> Path:
+    """The toolkit's real root: Paddle takes it from where nvcc lies on PATH, and a wrapper script leads it astray."""
+    nvcc = shutil.which("nvcc")
+    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
+    roots += ["/usr/local/cuda", *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]
+    for root in filter(None, roots):
+        if (Path(root) / "include" / "cuda_runtime.h").is_file():
+            return Path(root)
+    raise SystemExit(
+        "paddle_asgd: the installed Paddle is a GPU build, but no CUDA toolkit was found: no include/cuda_runtime.h in "
+        "$CUDA_HOME, beside nvcc, or in /usr/local/cuda*. Install the toolkit or set CUDA_HOME; "
+        "PADDLE_ASGD_CPU_ONLY=1 builds without CUDA."
+    )
+
+
+try:
+    import paddle
+except ImportError as error:
+    raise SystemExit(
+        f"paddle_asgd is compiled against the Paddle that will load it, and none can be imported here ({error}). "
+        "Install paddlepaddle or paddlepaddle-gpu first, then: pip install --no-build-isolation ."
+    ) from error
+
+WITH_CUDA = paddle.is_compiled_with_cuda() and not CPU_ONLY
+if WITH_CUDA:
+    # Before the import below, which reads it once and for all.
+    os.environ["CUDA_HOME"] = str(cuda_home())
+
+from paddle.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+
+
+class BuildModule(BuildExtension):
+    """Paddle's build command, less what it does for packages that consist of one operator and nothing else."""
+
+    def _generate_python_api_file(self) -> None:
+        # Would write a _C.py beside _C.so, which hides it.
+        pass
+
+    def _rename_inplace_shared_library(self) -> None:
+        # Would rename _C.so to _C_pd_.so in an editable install.
+        pass
+
+    def run(self) -> None:
+        super().run()
+        for module in self.extensions:
+            library = Path(self.get_ext_fullpath(module.name))
+            if not library.is_file():
+                # Paddle prints "compile failed" and goes on; the first "error:" above says why.
+                raise SystemExit(f"paddle_asgd: {library.name} was not built; the first 'error:' above says why")
+            # Paddle leaves its objects and version notes beside the library, and they would be packed with it.
+            for leftover in (*library.parent.glob("*.o"), *library.parent.parent.rglob("version.txt")):
+                if leftover.parent in (library.parent, library.parent.parent):
+                    leftover.unlink()
+
+
+def native_module() -> object:
+    define = [
+        ("PADDLE_ASGD_MODULE", "_C"),
+        ("PADDLE_ASGD_BUILT_FOR_PADDLE", f'"{paddle.__version__}"'),
+    ]
+    headers = sorted(map(str, Path("csrc").glob("*.h")))
+    sources = ["csrc/paddle_op.cc", "csrc/asgd_cpu.cc"]
+    macros = [f"-D{name}={value}" for name, value in define]
+    if WITH_CUDA:
+        toolkit = cuda_home()
+        nvcc = list(NVCC_FLAGS)
+        if not os.environ.get("PADDLE_CUDA_ARCH_LIST"):
+            nvcc.append("-arch=all-major")
+        module = CUDAExtension(
+            sources=[*sources, "csrc/asgd_cuda.cu"],
+            # From CUDA 13 on, libcu++ lies in a folder of its own, and Paddle's headers ask for it.
+            include_dirs=[str(toolkit / "include" / "cccl")],
+            extra_compile_args={"cxx": CXX_FLAGS + macros, "nvcc": nvcc},
+        )
+    else:
+        module = CppExtension(sources=sources, extra_compile_args={"cxx": CXX_FLAGS + macros})
+    module.name = "paddle_asgd._C"
+    # An edited header must rebuild what includes it.
+    module.depends = [*headers, "setup.py"]
+    return module
+
+
+setup(
+    ext_modules=[native_module()],
+    cmdclass={"build_ext": BuildModule.with_options(no_python_abi_suffix=True)},
+)
