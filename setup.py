@@ -1,10 +1,9 @@
-"""Builds the one native module, for the CPU or with CUDA as the installed Paddle is. Metadata stands in pyproject.toml."""
+"""Builds the one native module, for the CPU or with CUDA as the installed Paddle is. Metadata: pyproject.toml."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from setuptools import setup

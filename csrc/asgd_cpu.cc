@@ -86,7 +86,7 @@ PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const StepArgs& step) {
 }
 
 // Function templates cannot be cloned, so each combination of storage types gets a function of its own.
-#define PADDLE_ASGD_STEP(name, P, G, T, kMaster)                                   \
+#define PADDLE_ASGD_STEP(name, P, G, T, kMaster)                                 \
   PADDLE_ASGD_CLONES void name(const TensorArgs& tensor, const StepArgs& step) { \
     step_tensor<P, G, T, kMaster>(tensor, step);                                 \
   }

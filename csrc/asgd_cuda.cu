@@ -1,5 +1,6 @@
 // The step on the GPU: many tensors in one launch. Must not include Paddle (so that it builds and runs on its own), and
-// must not write the formula again (asgd_formula.h). No allocation, no synchronisation, no copy: a step can be captured.
+// must not write the formula again (asgd_formula.h). No allocation, no synchronisation, no copy: a step can be
+// captured.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -94,8 +95,7 @@ struct Typed {
     const bool refresh = e >= fresh.begin && e < fresh.end;
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
-      sum.at[k] = refresh ? refreshed_sum(e + k)
-                          : replace_gradient<T>(sum.at[k], widen(old.at[k]), widen(g.at[k]));
+      sum.at[k] = refresh ? refreshed_sum(e + k) : replace_gradient<T>(sum.at[k], widen(old.at[k]), widen(g.at[k]));
       x.at[k] = descend<T>(x.at[k], sum.at[k], c);
       narrow(x.at[k], &rounded.at[k]);
     }

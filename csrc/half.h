@@ -62,9 +62,7 @@ PADDLE_ASGD_HOST_DEVICE Float16 narrow_to_float16(float value) {
   return Float16{static_cast<uint16_t>(sign | (magnitude < 0x477ff000u ? finite : special))};
 }
 
-PADDLE_ASGD_HOST_DEVICE float widen(BFloat16 half) {
-  return bits_to_float(static_cast<uint32_t>(half.bits) << 16);
-}
+PADDLE_ASGD_HOST_DEVICE float widen(BFloat16 half) { return bits_to_float(static_cast<uint32_t>(half.bits) << 16); }
 
 PADDLE_ASGD_HOST_DEVICE BFloat16 narrow_to_bfloat16(float value) {
   const uint32_t bits = float_to_bits(value);
@@ -75,23 +73,11 @@ PADDLE_ASGD_HOST_DEVICE BFloat16 narrow_to_bfloat16(float value) {
 }
 
 // Storage type to and from the type the arithmetic is done in.
-PADDLE_ASGD_HOST_DEVICE float widen(float value) {
-  return value;
-}
-PADDLE_ASGD_HOST_DEVICE double widen(double value) {
-  return value;
-}
-PADDLE_ASGD_HOST_DEVICE void narrow(float value, Float16* out) {
-  *out = narrow_to_float16(value);
-}
-PADDLE_ASGD_HOST_DEVICE void narrow(float value, BFloat16* out) {
-  *out = narrow_to_bfloat16(value);
-}
-PADDLE_ASGD_HOST_DEVICE void narrow(float value, float* out) {
-  *out = value;
-}
-PADDLE_ASGD_HOST_DEVICE void narrow(double value, double* out) {
-  *out = value;
-}
+PADDLE_ASGD_HOST_DEVICE float widen(float value) { return value; }
+PADDLE_ASGD_HOST_DEVICE double widen(double value) { return value; }
+PADDLE_ASGD_HOST_DEVICE void narrow(float value, Float16* out) { *out = narrow_to_float16(value); }
+PADDLE_ASGD_HOST_DEVICE void narrow(float value, BFloat16* out) { *out = narrow_to_bfloat16(value); }
+PADDLE_ASGD_HOST_DEVICE void narrow(float value, float* out) { *out = value; }
+PADDLE_ASGD_HOST_DEVICE void narrow(double value, double* out) { *out = value; }
 
 }  // namespace paddle_asgd

@@ -37,23 +37,26 @@ struct Received {
   const Tensor* found_inf = nullptr;
 };
 
-std::string show(const std::vector<int64_t>& shape) {
+using common::DDim;
+
+std::string show(const DDim& shape) {
   std::ostringstream text;
   text << "[";
-  for (size_t i = 0; i < shape.size(); ++i) text << (i ? ", " : "") << shape[i];
+  for (int i = 0; i < shape.size(); ++i) text << (i ? ", " : "") << shape[i];
   text << "]";
   return text.str();
 }
 
-// Executors pass tensors without a name, so the position stands in.
-std::string name_of(const Tensor& param, size_t position) {
-  return "parameter " + (param.name().empty() ? "#" + std::to_string(position) : "'" + param.name() + "'");
+template <typename Printable>
+std::string show(const Printable& value) {
+  std::ostringstream text;
+  text << value;
+  return text.str();
 }
 
 // Tensor::is_contiguous does not exist in Paddle 2.6.
-bool is_contiguous(const Tensor& t) {
-  const auto& dims = t.dims();
-  const auto& strides = t.strides();
+bool is_contiguous(const Tensor& t, const DDim& dims) {
+  const DDim& strides = t.strides();
   int64_t expected = 1;
   for (int i = dims.size() - 1; i >= 0; --i) {
     if (dims[i] != 1 && strides[i] != expected) return false;
@@ -62,44 +65,48 @@ bool is_contiguous(const Tensor& t) {
   return true;
 }
 
+// Place's own comparison computes two hashes. Kinds of custom devices are not told apart: none is served (run).
+bool same(const paddle::Place& a, const paddle::Place& b) {
+  return a.GetType() == b.GetType() && a.GetDeviceId() == b.GetDeviceId();
+}
+
+// The checks of one parameter's tensors. They run at every step, so they allocate nothing unless they fail.
 class Check {
  public:
   Check(const Tensor& param, size_t position) : param_(param), position_(position) {}
 
-  [[noreturn]] void fail(const std::string& what, const std::string& got, const std::string& expected) const {
-    throw ArgumentError("asgd_update_: " + what + " of " + name_of(param_, position_) + ": received " + got +
+  [[noreturn]] void fail(const std::string& what, const std::string& received, const std::string& expected) const {
+    // Executors pass tensors without a name, so the position stands in.
+    const std::string& name = param_.name();
+    throw ArgumentError("asgd_update_: " + what + " of parameter " +
+                        (name.empty() ? "#" + std::to_string(position_) : "'" + name + "'") + ": received " + received +
                         ", expected " + expected);
   }
 
-  // A dense tensor of this shape and dtype, in one piece of memory on the parameter's device.
-  void dense(const std::string& what, const Tensor& t, const std::vector<int64_t>& shape, paddle::DataType dtype) const {
-    dense(what, t);
-    if (t.shape() != shape) fail("shape of " + what, show(t.shape()), show(shape));
-    if (t.dtype() != dtype) fail("dtype of " + what, name(t.dtype()), name(dtype));
+  // A dense tensor of these dimensions and dtype, in one piece of memory on `place`.
+  void like(const char* what, const Tensor& t, const DDim& dims, paddle::DataType dtype,
+            const paddle::Place& place) const {
+    if (dense(what, t) != dims) fail(std::string("shape of ") + what, show(t.dims()), show(dims));
+    if (t.dtype() != dtype) fail(std::string("dtype of ") + what, show(t.dtype()), show(dtype));
+    memory(what, t, dims, place);
   }
 
-  void dense(const std::string& what, const Tensor& t) const {
+  const DDim& dense(const char* what, const Tensor& t) const {
     if (!t.defined() || !t.is_dense_tensor()) fail(what, "no dense tensor", "a dense tensor");
-    // An empty tensor may have no memory, and then no device either.
-    if (t.numel() == 0) return;
-    if (!t.initialized()) fail(what, "a tensor without memory", "an initialised tensor");
-    // A strided tensor would be copied, and what is written to the copy would be lost without a word.
-    if (!is_contiguous(t)) {
-      fail("layout of " + what, "a strided view", "a contiguous tensor; call .contiguous() on it");
+    return t.dims();
+  }
+
+  void memory(const char* what, const Tensor& t, const DDim& dims, const paddle::Place& place) const {
+    if (!t.initialized()) {
+      // An empty tensor may have no memory, and then no device either.
+      if (t.numel() == 0) return;
+      fail(what, "a tensor without memory", "an initialised tensor");
     }
-    if (t.place() != param_.place()) fail("place of " + what, text(t.place()), text(param_.place()));
-  }
-
-  static std::string name(paddle::DataType dtype) {
-    std::ostringstream out;
-    out << dtype;
-    return out.str();
-  }
-
-  static std::string text(const paddle::Place& place) {
-    std::ostringstream out;
-    out << place;
-    return out.str();
+    // A strided tensor would be copied, and what is written to the copy would be lost without a word.
+    if (!is_contiguous(t, dims)) {
+      fail(std::string("layout of ") + what, "a strided view", "a contiguous tensor; call .contiguous() on it");
+    }
+    if (!same(t.place(), place)) fail(std::string("place of ") + what, show(t.place()), show(place));
   }
 
  private:
@@ -130,39 +137,45 @@ void check_length(const char* what, size_t received, size_t expected) {
                       ", expected " + std::to_string(expected) + ", one a parameter");
 }
 
+// The slots of a history that fits the parameter: y is [slots, *dims].
+int64_t slots_of(const Check& check, const Tensor& y, const DDim& dims) {
+  const DDim& history = check.dense("y", y);
+  bool fits = history.size() == dims.size() + 1 && history[0] > 0;
+  for (int i = 0; fits && i < dims.size(); ++i) fits = history[i + 1] == dims[i];
+  if (!fits) check.fail("shape of y", show(history), "[batch_num, *shape of the parameter], which is " + show(dims));
+  return history[0];
+}
+
 // Checks one parameter with its gradient and state; returns the number of slots in its history.
-int64_t check_parameter(const Received& r, size_t i) {
+int64_t check_parameter(const Received& r, size_t i, const paddle::Place& place) {
+  static const DDim kOne = common::make_ddim({1});
   using paddle::DataType;
   const Tensor& param = *r.params[i];
-  const Check check(param, i);
-  check.dense("value", param);
-  const DataType dtype = param.dtype();
-  if (!is_16_bit(dtype) && dtype != DataType::FLOAT32 && dtype != DataType::FLOAT64) {
-    check.fail("dtype", Check::name(dtype), "float16, bfloat16, float32 or float64");
-  }
-  const DataType compute = dtype == DataType::FLOAT64 ? DataType::FLOAT64 : DataType::FLOAT32;
-  const std::vector<int64_t> shape = param.shape();
   const Tensor& grad = *r.grads[i];
-  check.dense("gradient", grad, shape, is_16_bit(dtype) && grad.dtype() == DataType::FLOAT32 ? DataType::FLOAT32 : dtype);
-  check.dense("d", *r.d[i], shape, compute);
-  if (r.masters) check.dense("master weight", *(*r.masters)[i], shape, DataType::FLOAT32);
-  if (r.masters && !is_16_bit(dtype)) check.fail("dtype", Check::name(dtype), "float16 or bfloat16 beside a master weight");
-  check.dense("m", *r.m[i], {1}, DataType::INT64);
   const Tensor& y = *r.y[i];
-  check.dense("y", y);
-  std::vector<int64_t> history = y.shape();
-  if (history.empty() || history[0] < 1) check.fail("shape of y", show(history), "[batch_num, *shape of the parameter]");
-  const int64_t batch_num = history[0];
-  history.erase(history.begin());
-  if (history != shape) {
-    history = shape;
-    history.insert(history.begin(), batch_num);
-    check.fail("shape of y", show(y.shape()), show(history));
+  const Check check(param, i);
+  const DDim& dims = check.dense("value", param);
+  const DataType dtype = param.dtype();
+  const bool half = is_16_bit(dtype);
+  if (!half && dtype != DataType::FLOAT32 && dtype != DataType::FLOAT64) {
+    check.fail("dtype", show(dtype), "float16, bfloat16, float32 or float64");
   }
-  if (y.dtype() != grad.dtype()) {
-    check.fail("dtype of the gradient", Check::name(grad.dtype()), Check::name(y.dtype()) + ", as its history y has");
+  check.memory("value", param, dims, place);
+  check.dense("gradient", grad);
+  const DataType grad_dtype = half && grad.dtype() == DataType::FLOAT32 ? DataType::FLOAT32 : dtype;
+  check.like("gradient", grad, dims, grad_dtype, place);
+  check.like("d", *r.d[i], dims, dtype == DataType::FLOAT64 ? DataType::FLOAT64 : DataType::FLOAT32, place);
+  check.like("m", *r.m[i], kOne, DataType::INT64, place);
+  if (r.masters) {
+    if (!half) check.fail("dtype", show(dtype), "float16 or bfloat16 beside a master weight");
+    check.like("master weight", *(*r.masters)[i], dims, DataType::FLOAT32, place);
   }
-  return batch_num;
+  const int64_t slots = slots_of(check, y, dims);
+  if (y.dtype() != grad_dtype) {
+    check.fail("dtype of the gradient", show(grad_dtype), show(y.dtype()) + ", as its history y has");
+  }
+  check.memory("y", y, y.dims(), place);
+  return slots;
 }
 
 // A number in a tensor: on the host it is read here, on a device by the kernel.
@@ -178,8 +191,8 @@ Scalar scalar(const char* what, const Tensor* t, double value, const paddle::Pla
     return result;
   }
   if (t->place() != place) {
-    throw ArgumentError(std::string("asgd_update_: place of ") + what + ": received " + Check::text(t->place()) +
-                        ", expected " + Check::text(place) + ", where the parameters are");
+    throw ArgumentError(std::string("asgd_update_: place of ") + what + ": received " + show(t->place()) +
+                        ", expected " + show(place) + ", where the parameters are");
   }
   result.dtype = wide ? DType::kFloat64 : DType::kFloat32;
   result.data = wide ? static_cast<const void*>(t->data<double>()) : static_cast<const void*>(t->data<float>());
@@ -190,7 +203,7 @@ const bool* flag(const Tensor* t, const paddle::Place& place) {
   if (t == nullptr) return nullptr;
   if (!t->defined() || !t->is_dense_tensor() || t->numel() != 1 || t->dtype() != paddle::DataType::BOOL ||
       t->place() != place) {
-    throw ArgumentError("asgd_update_: found_inf: expected one bool on " + Check::text(place));
+    throw ArgumentError("asgd_update_: found_inf: expected one bool on " + show(place));
   }
   return t->data<bool>();
 }
@@ -221,7 +234,7 @@ void run(const StepArgs& step, const Tensor& first) {
     throw DeviceError(std::string("asgd_update_: CUDA says: ") + error);
   }
 #endif
-  throw DeviceError("asgd_update_: parameters on " + Check::text(place) + ", but this build of paddle_asgd serves " +
+  throw DeviceError("asgd_update_: parameters on " + show(place) + ", but this build of paddle_asgd serves " +
 #ifdef PADDLE_WITH_CUDA
                     "the CPU and NVIDIA GPUs only; move the parameters there");
 #else
@@ -243,22 +256,26 @@ void asgd_update(const Received& r) {
   tensors.reserve(count);
   // An empty parameter says nothing about the device: its counter, which never is empty, does.
   const Tensor& first = *r.m[0];
+  if (!first.defined() || !first.initialized()) Check(*r.params[0], 0).fail("m", "no memory", "a tensor of one int64");
+  const paddle::Place place = first.place();
   int64_t batch_num = 0;
   for (size_t i = 0; i < count; ++i) {
-    const int64_t slots = check_parameter(r, i);
+    const int64_t slots = check_parameter(r, i, place);
     if (i == 0) batch_num = slots;
-    const Check check(*r.params[i], i);
-    if (slots != batch_num) check.fail("slots in y", std::to_string(slots), std::to_string(batch_num) + ", as the first has");
-    if (r.m[i]->place() != first.place()) check.fail("place", Check::text(r.m[i]->place()), Check::text(first.place()));
+    if (slots != batch_num) {
+      Check(*r.params[i], i)
+          .fail("number of slots in y", std::to_string(slots),
+                std::to_string(batch_num) + ", as the first parameter has");
+    }
     tensors.push_back(pointers(r, i));
   }
   StepArgs step{};
   step.tensors = tensors.data();
   step.count = static_cast<int64_t>(count);
   step.batch_num = batch_num;
-  step.learning_rate = scalar("learning_rate", r.learning_rate, r.learning_rate_value, first.place());
-  step.weight_decay = scalar("weight_decay", r.weight_decay, r.weight_decay_value, first.place());
-  step.found_inf = flag(r.found_inf, first.place());
+  step.learning_rate = scalar("learning_rate", r.learning_rate, r.learning_rate_value, place);
+  step.weight_decay = scalar("weight_decay", r.weight_decay, r.weight_decay_value, place);
+  step.found_inf = flag(r.found_inf, place);
   run(step, first);
 }
 
@@ -270,9 +287,10 @@ Tensors addresses(const std::vector<Tensor>& tensors) {
 
 // ---- The door of static graphs ------------------------------------------------------------------------------------
 
-void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads, const Tensor& learning_rate,  // NOLINT
-                   const Tensor& weight_decay, std::vector<Tensor>& d, std::vector<Tensor>& y,                   // NOLINT
-                   std::vector<Tensor>& m, paddle::optional<std::vector<Tensor>>& masters,                       // NOLINT
+void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                   const Tensor& learning_rate,                                                 // NOLINT
+                   const Tensor& weight_decay, std::vector<Tensor>& d, std::vector<Tensor>& y,  // NOLINT
+                   std::vector<Tensor>& m, paddle::optional<std::vector<Tensor>>& masters,      // NOLINT
                    const paddle::optional<Tensor>& found_inf) {
   Received r;
   r.params = addresses(params);
@@ -362,6 +380,6 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
 #else
   module.attr("built_with_cuda") = false;
 #endif
-  module.def("asgd_update", &paddle_asgd::asgd_function, py::arg("params"), py::arg("grads"), py::arg("d"), py::arg("y"),
-             py::arg("m"), py::arg("masters"), py::arg("learning_rate"), py::arg("weight_decay"));
+  module.def("asgd_update", &paddle_asgd::asgd_function, py::arg("params"), py::arg("grads"), py::arg("d"),
+             py::arg("y"), py::arg("m"), py::arg("masters"), py::arg("learning_rate"), py::arg("weight_decay"));
 }

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from typing import Any, Iterable, Optional
+import os
+from collections.abc import Iterable
+from typing import Any
 
 import paddle
 from paddle.base.framework import Variable, in_dygraph_mode
@@ -21,14 +23,17 @@ try:
 except ImportError:  # Paddle 2.6 calls it by another name
     from paddle.pir import OpResult as Value
 
-FLOATING = ("float16", "bfloat16", "float32", "float64")
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+FLOATING = tuple(BYTES)
 GROUP_KEYS = ("params", "weight_decay", "learning_rate", "grad_clip")
 
 
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype, whichever of Paddle's three kinds of dtype objects it is: ``"float32"``."""
     name = str(dtype).rsplit(".", 1)[-1].lower()
-    return {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64", "uint16": "bfloat16"}.get(name, name)
+    return {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64", "uint16": "bfloat16"}.get(
+        name, name
+    )
 
 
 def is_tensor(value: Any) -> bool:
@@ -36,7 +41,7 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, (paddle.Tensor, Variable, Value))
 
 
-def _number(argument: str, value: Any) -> float:
+def check_number(argument: str, value: Any) -> float:
     """A finite number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{argument}: received {value!r} of type {type(value).__name__}, expected a number")
@@ -67,16 +72,16 @@ def check_learning_rate(value: Any) -> Any:
     if is_tensor(value):
         return _one_element("learning_rate", value)
     if isinstance(value, numbers.Real):
-        return _number("learning_rate", value)
+        return check_number("learning_rate", value)
     raise TypeError(
-        f"learning_rate: received {type(value).__name__}, expected a number, an LRScheduler or a tensor of one element; "
-        "the parameters go into parameters=..."
+        f"learning_rate: received {type(value).__name__}, expected a number, an LRScheduler or a tensor of one "
+        "element; the parameters go into parameters=..."
     )
 
 
 def check_step_learning_rate(value: float) -> float:
     """What a scheduler or a host tensor gave for this step; the constructor could not see it."""
-    return _number("learning_rate of this step", value)
+    return check_number("learning_rate of this step", value)
 
 
 def check_weight_decay(value: Any, argument: str = "weight_decay") -> Any:
@@ -86,7 +91,7 @@ def check_weight_decay(value: Any, argument: str = "weight_decay") -> Any:
     if is_tensor(value):
         return _one_element(argument, value)
     if isinstance(value, numbers.Real):
-        return _number(argument, value)
+        return check_number(argument, value)
     raise TypeError(
         f"{argument}: received {value!r} of type {type(value).__name__}, expected a number, a tensor of one element, "
         "paddle.regularizer.L1Decay, paddle.regularizer.L2Decay or None"
@@ -110,7 +115,7 @@ def check_flag(argument: str, value: Any) -> bool:
     raise TypeError(f"{argument}: received {value!r} of type {type(value).__name__}, expected True or False")
 
 
-def check_name(value: Any) -> Optional[str]:
+def check_name(value: Any) -> str | None:
     """None or a non-empty string."""
     if value is None or (isinstance(value, str) and value):
         return value
@@ -130,11 +135,28 @@ def check_count(argument: str, value: Any) -> int:
     return count
 
 
-def check_parameters(value: Any) -> tuple[Optional[list], Optional[list]]:
+def check_history(argument: str, count: int, parameters: list) -> None:
+    """``count`` copies of the parameters must fit into the machine's memory.
+
+    Linux grants more memory than there is and ends the process when it is used. A GPU refuses by itself.
+    """
+    on_cpu = [p for p in parameters if isinstance(p, paddle.Tensor) and p.place.is_cpu_place()]
+    needed = count * sum(math.prod(p.shape) * BYTES[dtype_name(p.dtype)] for p in on_cpu)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise ValueError(
+            f"{argument}: received {count}, which takes {needed / 2**30:.1f} GiB for as many copies of the parameters, "
+            f"expected what fits into this machine's {present / 2**30:.1f} GiB; larger batches make for fewer of them"
+        )
+
+
+def check_parameters(value: Any) -> tuple[list | None, list | None]:
     """Returns all parameters in one list, and the groups if the user gave any; None for None in static mode."""
     if value is None:
         if in_dygraph_mode():
-            raise ValueError("parameters: received None, expected a list of tensors; pass parameters=model.parameters()")
+            raise ValueError(
+                "parameters: received None, expected a list of tensors; pass parameters=model.parameters()"
+            )
         return None, None
     if is_tensor(value) or isinstance(value, (dict, set, str)) or not isinstance(value, Iterable):
         raise TypeError(
@@ -168,7 +190,7 @@ def _check_group(argument: str, group: Any, seen: set[str]) -> dict:
     check_weight_decay(group.get("weight_decay"), f"{argument}['weight_decay']")
     check_grad_clip(group.get("grad_clip"), f"{argument}['grad_clip']")
     if "learning_rate" in group:
-        copied["learning_rate"] = _number(f"{argument}['learning_rate']", group["learning_rate"])
+        copied["learning_rate"] = check_number(f"{argument}['learning_rate']", group["learning_rate"])
     return copied
 
 
@@ -184,9 +206,11 @@ def _check_tensors(argument: str, tensors: list, seen: set[str]) -> None:
             )
         if isinstance(tensor, paddle.Tensor) and not tensor.is_leaf:
             raise ValueError(
-                f"{argument}[{i}], {tensor.name!r}: received a tensor that an operation computed, expected a leaf, which "
-                "is what gradients are kept for"
+                f"{argument}[{i}], {tensor.name!r}: received a tensor that an operation computed, expected a leaf, "
+                "which is what gradients are kept for"
             )
         if tensor.name in seen:
-            raise ValueError(f"{argument}[{i}]: received {tensor.name!r} for the second time, expected each parameter once")
+            raise ValueError(
+                f"{argument}[{i}]: received {tensor.name!r} for the second time, expected each parameter once"
+            )
         seen.add(tensor.name)

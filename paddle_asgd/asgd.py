@@ -1,5 +1,6 @@
-"""ASGD, the stochastic average gradient: the algorithm's arguments and state. Must not hold Paddle's plumbing (fused.py)
-nor the update itself (csrc/asgd_formula.h).
+"""ASGD, the stochastic average gradient: the algorithm's arguments and state.
+
+Must not hold Paddle's plumbing (fused.py) nor the update itself (csrc/asgd_formula.h).
 
 The letters are those of Schmidt, Le Roux and Bach, Algorithm 1: ``n`` batches; ``y_i``, the last gradient seen of batch
 ``i``; ``d``, the sum of all ``y_i``; ``m``, the steps taken so far.
@@ -7,7 +8,8 @@ The letters are those of Schmidt, Le Roux and Bach, Algorithm 1: ``n`` batches; 
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any
 
 import paddle
 from paddle.nn.clip import GradientClipBase
@@ -15,7 +17,8 @@ from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
 from . import arguments, native
-from .fused import Bucket, FusedOptimizer, StateTensor
+from .fused import Bucket, FusedOptimizer
+from .state import StateTensor
 
 
 class ASGD(FusedOptimizer):
@@ -28,22 +31,23 @@ class ASGD(FusedOptimizer):
         x &\leftarrow x - \text{learning\_rate}
             \left( \frac{d}{\min(m, n)} + \text{weight\_decay} \cdot x \right)
 
-    with :math:`d = y_i = m = 0` at first, and :math:`n` = ``batch_num``. The same batches must come in the same order in
-    every pass, so that slot :math:`i` holds the last gradient of batch :math:`i`. This is not Polyak averaging, which is
-    what ``torch.optim.ASGD`` does.
+    with :math:`d = y_i = m = 0` at first, and :math:`n` = ``batch_num``. The same batches must come in the same order
+    in every pass, so that slot :math:`i` holds the last gradient of batch :math:`i`. This is not Polyak averaging, which
+    is what ``torch.optim.ASGD`` does.
 
     Args:
-        learning_rate: a number of at least 0, an ``LRScheduler``, or a tensor of one float32 or float64, which is read at
-            every step. With batches in a fixed order, ``learning_rate * batch_num`` times the largest curvature of the
-            loss must stay below pi^2 / 2.
-        batch_num: the number of batches in a pass, a positive int. The history takes this many copies of the parameters.
-        parameters: a list of tensors (float16, bfloat16, float32, float64), or of groups: dicts with ``params`` and, for
-            this group, ``weight_decay``, ``grad_clip`` and ``learning_rate`` (a multiplier). May be None in static graphs.
-        weight_decay: a number of at least 0 or a tensor of one element: decays from the present parameter, outside of the
-            history, as in the formula. A regularizer (``L2Decay``, ``L1Decay``) is added to the gradient instead and
-            enters the history. A parameter's own regularizer wins over both.
-        grad_clip: ``paddle.nn.ClipGradByGlobalNorm``, ``ClipGradByNorm`` or ``ClipGradByValue``; acts on the gradient before
-            all else. One global norm spans all groups without a clip of their own.
+        learning_rate: a number of at least 0, an ``LRScheduler``, or a tensor of one float32 or float64, which is read
+            at every step. With batches in a fixed order, ``learning_rate * batch_num`` times the largest curvature of
+            the loss must stay below pi^2 / 2.
+        batch_num: the number of batches in a pass, a positive int. The history takes as many copies of the parameters.
+        parameters: a list of tensors (float16, bfloat16, float32, float64), or of groups: dicts with ``params`` and,
+            for this group, ``weight_decay``, ``grad_clip`` and ``learning_rate`` (a multiplier of the optimizer's). In
+            static graphs None stands for all trainable parameters.
+        weight_decay: a number of at least 0 or a tensor of one element: decays from the present parameter, outside of
+            the history, as in the formula. A regularizer (``L2Decay``, ``L1Decay``) is added to the gradient instead
+            and enters the history. A parameter's own regularizer wins over both.
+        grad_clip: ``paddle.nn.ClipGradByGlobalNorm``, ``ClipGradByNorm`` or ``ClipGradByValue``; acts on the gradient
+            before all else. One global norm spans all groups without a clip of their own.
         multi_precision: keep float32 master weights for float16 and bfloat16 parameters.
         name: a prefix for the names of the state.
 
@@ -67,27 +71,29 @@ class ASGD(FusedOptimizer):
         ASGD(learning_rate=0.1, batch_num=3, parameters=2, weight_decay=None, grad_clip=None, multi_precision=False)
 
     Source: M. Schmidt, N. Le Roux, F. Bach, "Minimizing Finite Sums with the Stochastic Average Gradient", Mathematical
-    Programming 162 (2017), Algorithm 1, with the re-weighting of section 4.2 and the exact regularisation of section 4.3.
+    Programming 162 (2017), Algorithm 1, with the re-weighting of section 4.2 and the exact regularisation of 4.3.
     """
 
     def __init__(
         self,
-        learning_rate: Union[float, paddle.Tensor, LRScheduler] = 0.001,
+        learning_rate: float | paddle.Tensor | LRScheduler = 0.001,
         batch_num: int = 1,
-        parameters: Optional[Sequence[Any]] = None,
-        weight_decay: Union[float, paddle.Tensor, WeightDecayRegularizer, None] = None,
-        grad_clip: Optional[GradientClipBase] = None,
+        parameters: Sequence[Any] | None = None,
+        weight_decay: float | paddle.Tensor | WeightDecayRegularizer | None = None,
+        grad_clip: GradientClipBase | None = None,
         multi_precision: bool = False,
-        name: Optional[str] = None,
+        name: str | None = None,
     ) -> None:
         self._n = arguments.check_count("batch_num", batch_num)
-        self._state_layout = (
+        layout = (
             StateTensor("d", "compute", lambda shape: shape),
             StateTensor("y", "gradient", lambda shape: [self._n, *shape]),
             StateTensor("m", "int64", lambda shape: [1]),
         )
-        self._hyperparameters = {"batch_num": self._n}
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, multi_precision, name)
+        super().__init__(
+            learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, {"batch_num": self._n}
+        )
+        arguments.check_history("batch_num", self._n, self._parameter_list or [])
         self.type = "asgd"
 
     def _update(self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import paddle
@@ -15,9 +15,10 @@ from paddle.base.framework import in_dygraph_mode
 from paddle.optimizer.lr import LambdaDecay, LRScheduler
 
 from .arguments import FLOATING, dtype_name, is_tensor
+from .state import StateTensor, is_16_bit
 
 if TYPE_CHECKING:
-    from .fused import FusedOptimizer, StateTensor
+    from .fused import FusedOptimizer
 
 _SCHEDULER = "LR_Scheduler"
 _MASTERS = "master_weights"
@@ -29,7 +30,7 @@ class _Loaded(NamedTuple):
 
     #: state name to value; empty: the parameter has taken no step
     state: dict[str, Any]
-    master: Optional[Any]
+    master: Any | None
 
 
 def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
@@ -38,13 +39,13 @@ def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
     collected: dict[str, Any] = {}
     untouched = []
     for param in optimizer._parameter_list:
-        tensors = optimizer._state_of(param)
+        tensors = optimizer._state.of(param)
         if tensors is None:
             untouched.append(param)
         collected.update((tensor.name, tensor) for tensor in tensors or ())
     if collected:
         # So that a parameter that took no step can be told from one whose entries were lost.
-        counter = optimizer._key(optimizer._state_layout[-1].name)
+        counter = optimizer._state.key(optimizer._state.layout[-1])
         for param in untouched:
             if not param.stop_gradient:
                 collected[f"{param.name}_{counter}_0"] = paddle.zeros([1], dtype="int64")
@@ -122,7 +123,7 @@ def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> b
 
 def _group_by_owner(optimizer: FusedOptimizer, rest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """From parameter names, as the checkpoint spells them, to their entries by state name."""
-    names = {optimizer._key(entry.name): entry.name for entry in optimizer._state_layout}
+    names = {optimizer._state.key(entry): entry.name for entry in optimizer._state.layout}
     pattern = re.compile(rf"(?P<owner>.+)_(?P<state>{'|'.join(map(re.escape, names))})_\d+")
     found: dict[str, dict[str, Any]] = {}
     for key, value in rest.items():
@@ -144,7 +145,8 @@ def _match_by_position(
     if len(params) != len(found):
         _fail(
             f"no entry has the name of a parameter (the first is for {next(iter(found))!r}, the first parameter is "
-            f"{params[0].name if params else None!r}), and {len(found)} entries cannot stand for {len(params)} parameters"
+            f"{params[0].name if params else None!r}), and entries for {len(found)} parameters cannot be matched with "
+            f"{len(params)}"
         )
     renamed = dict(zip(found, (param.name for param in params)))
     warnings.warn(
@@ -163,7 +165,7 @@ def _match_by_name(
     optimizer: FusedOptimizer, found: dict[str, dict[str, Any]], masters: dict[str, Any], complete: bool
 ) -> dict[str, _Loaded]:
     """From every parameter's name to what the checkpoint holds for it."""
-    counter = optimizer._state_layout[-1].name
+    counter = optimizer._state.layout[-1].name
     loaded, missing = {}, []
     for param in optimizer._parameter_list:
         entries = found.pop(param.name, None)
@@ -194,11 +196,11 @@ def _check_entries(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> No
     if not loaded.state and loaded.master is None:
         return
     if loaded.state:
-        for entry in optimizer._state_layout:
+        for entry in optimizer._state.layout:
             if entry.name not in loaded.state:
                 _fail(f"entry {entry.name!r} of parameter {param.name!r} is missing")
             _check_tensor(param, entry, _as_tensor(param.name, entry.name, loaded.state[entry.name]))
-    wants_master = optimizer._multi_precision and optimizer._is_16_bit(param)
+    wants_master = optimizer._multi_precision and is_16_bit(param)
     if loaded.master is None:
         if wants_master:
             _fail(f"{_MASTERS!r} of parameter {param.name!r} is missing, and the optimizer has multi_precision=True")
@@ -246,20 +248,20 @@ def _as_tensor(param: str, name: str, value: Any) -> Any:
 def _copy(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:
     """Into the optimizer's own tensors: those of the checkpoint stay the caller's."""
     values = {name: _as_tensor(param.name, name, value) for name, value in loaded.state.items()}
-    owned = optimizer._state_of(param)
+    owned = optimizer._state.of(param)
     if owned is not None and [tensor.dtype for tensor in owned] != [
-        values[entry.name].dtype if entry.name in values else None for entry in optimizer._state_layout
+        values[entry.name].dtype if entry.name in values else None for entry in optimizer._state.layout
     ]:
-        optimizer._drop_state(param)
+        optimizer._state.drop(param)
         owned = None
     if loaded.master is not None:
-        _assign(optimizer._create_master_weight(param), _as_tensor(param.name, _MASTERS, loaded.master))
+        _assign(optimizer._state.master_of(param), _as_tensor(param.name, _MASTERS, loaded.master))
     if not values:
         return
     if owned is None:
-        gradient = next(values[entry.name].dtype for entry in optimizer._state_layout if entry.dtype == "gradient")
-        owned = optimizer._create_state(param, gradient)
-    for entry, tensor in zip(optimizer._state_layout, owned):
+        gradient = next(values[entry.name].dtype for entry in optimizer._state.layout if entry.dtype == "gradient")
+        owned = optimizer._state.create(param, gradient)
+    for entry, tensor in zip(optimizer._state.layout, owned):
         _assign(tensor, values[entry.name])
 
 

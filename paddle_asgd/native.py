@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional, Sequence, Union
+from typing import Any
 
 import paddle
 from paddle import _C_ops
@@ -47,8 +48,8 @@ def _warn_if_foreign(module: Any) -> None:
     built_for = module.built_for_paddle
     if built_for != paddle.__version__:
         warnings.warn(
-            f"paddle_asgd was built for Paddle {built_for} and runs under {paddle.__version__}, whose C++ interface may "
-            f"differ. Rebuild it in the project's folder with: {REBUILD}",
+            f"paddle_asgd was built for Paddle {built_for} and runs under {paddle.__version__}, whose C++ interface "
+            f"may differ. Rebuild it in the project's folder with: {REBUILD}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -73,10 +74,10 @@ def asgd_update(
     d: Tensors,
     y: Tensors,
     m: Tensors,
-    masters: Optional[Tensors],
-    learning_rate: Union[float, Any],
-    weight_decay: Union[float, Any],
-    found_inf: Optional[Any] = None,
+    masters: Tensors | None,
+    learning_rate: float | Any,
+    weight_decay: float | Any,
+    found_inf: Any | None = None,
 ) -> None:
     """Take one SAG step for all parameters: at once in dygraph, as one operator appended to the static graph else.
 
@@ -111,10 +112,10 @@ def _append_to_block(
     d: Tensors,
     y: Tensors,
     m: Tensors,
-    masters: Optional[Tensors],
+    masters: Tensors | None,
     learning_rate: Any,
     weight_decay: Any,
-    found_inf: Optional[Any],
+    found_inf: Any | None,
 ) -> None:
     """Append the operator to a block of the graph format before PIR, whose slots carry the kind of their input."""
     inputs = {"params": params, "d": d, "y": y, "m": m}

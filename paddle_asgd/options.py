@@ -1,0 +1,65 @@
+"""What each parameter is updated with: groups, a parameter's own attributes, the optimizer's defaults, in that order of
+precedence. Must not write anything onto a parameter, where the next optimizer would find it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import paddle
+from paddle.regularizer import WeightDecayRegularizer
+
+Pairs = list[tuple[Any, Any]]
+
+
+class Options(NamedTuple):
+    """What one parameter is updated with, besides what all share."""
+
+    #: multiplier of the optimizer's learning rate; a variable stands in place of the whole
+    learning_rate: Any
+    #: decay outside of the gradient, a number or a tensor
+    weight_decay: Any
+    #: decay inside of the gradient, by Paddle's own path
+    regularizer: WeightDecayRegularizer | None
+
+
+class ParameterOptions:
+    """Looks up one parameter's options, by its name, for wrappers that shard an optimizer drop its groups."""
+
+    def __init__(self, groups: list[dict] | None, weight_decay: Any) -> None:
+        self._weight_decay = weight_decay
+        self._group_of = {param.name: group for group in groups or () for param in group["params"]}
+
+    def of(self, param: Any) -> Options:
+        """A parameter's own regularizer wins over its group's weight_decay, and that over the optimizer's."""
+        group = self._group_of.get(param.name, {}) if self._group_of else {}
+        attributes = getattr(param, "optimize_attr", None) or {}
+        multiplier = group.get("learning_rate", attributes.get("learning_rate", 1.0))
+        decay = getattr(param, "regularizer", None)
+        if decay is None:
+            decay = group.get("weight_decay")
+        if decay is None:
+            decay = self._weight_decay
+        if isinstance(decay, WeightDecayRegularizer):
+            return Options(multiplier, 0.0, decay)
+        return Options(multiplier, 0.0 if decay is None else decay, None)
+
+    def clip_of(self, param: Any, default: Any) -> Any:
+        """The clip that acts on this parameter's gradient; a group may say None."""
+        return self._group_of.get(param.name, {}).get("grad_clip", default)
+
+
+class ClipByGroup(paddle.nn.clip.GradientClipBase):
+    """Clips each group with its own clip, and all groups without one together, by the optimizer's."""
+
+    def __init__(self, options: ParameterOptions, default: Any) -> None:
+        super().__init__()
+        self._options = options
+        self._default = default
+
+    def __call__(self, params_grads: Pairs) -> Pairs:
+        by_clip: dict[int, tuple[Any, Pairs]] = {}
+        for pair in params_grads:
+            clip = self._options.clip_of(pair[0], self._default)
+            by_clip.setdefault(id(clip), (clip, []))[1].append(pair)
+        return [pair for clip, pairs in by_clip.values() for pair in (pairs if clip is None else clip(pairs))]

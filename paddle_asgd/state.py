@@ -1,0 +1,111 @@
+"""The tensors that an optimizer keeps for each parameter, in Paddle's own dictionaries and under Paddle's names.
+
+Creates, finds and drops them, and the float32 master weights of 16-bit parameters. Must not know any formula.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+import paddle
+from paddle.base.framework import in_dygraph_mode
+
+from .arguments import dtype_name
+
+if TYPE_CHECKING:
+    from .fused import FusedOptimizer
+
+
+class StateTensor(NamedTuple):
+    """One tensor of state that an optimizer keeps for every parameter."""
+
+    name: str
+    #: "compute" (float32, and float64 for float64 parameters), "gradient" (what arrives as gradient), or a dtype
+    dtype: str
+    #: from the parameter's shape to the state's
+    shape: Callable[[list[int]], list[int]]
+
+
+def is_16_bit(param: Any) -> bool:
+    """Whether the parameter is float16 or bfloat16."""
+    return dtype_name(param.dtype) in ("float16", "bfloat16")
+
+
+class ParameterState:
+    """The state of all parameters of one optimizer.
+
+    The last tensor of the layout counts the parameter's steps: int64 ``[1]``, 0 before the first.
+    """
+
+    def __init__(self, optimizer: FusedOptimizer, layout: tuple[StateTensor, ...]) -> None:
+        self._optimizer = optimizer
+        self.layout = layout
+        self._warned_of_16_bit = False
+
+    def key(self, entry: StateTensor) -> str:
+        """How Paddle's dictionary of accumulators spells the name of a state tensor."""
+        name = self._optimizer._name
+        return entry.name if name is None else f"{name}_{entry.name}"
+
+    def of(self, param: Any) -> list | None:
+        """The parameter's tensors in the order of the layout; None before its first step."""
+        owner = self._owner_name(param)
+        accumulators = self._optimizer._accumulators
+        if owner not in accumulators.get(self.key(self.layout[0]), ()):
+            return None
+        return [accumulators[self.key(entry)][owner] for entry in self.layout]
+
+    def _owner_name(self, param: Any) -> str:
+        """State bears the name of the parameter's master weight, as Paddle has it, if that came first."""
+        master = self._optimizer._master_weights.get(param.name)
+        if master is None or param.name in self._optimizer._accumulators.get(self.key(self.layout[0]), ()):
+            return param.name
+        return master.name
+
+    def create(self, param: Any, gradient_dtype: Any) -> list:
+        """State of zeros for one parameter, and its master weight if it shall have one."""
+        master = self.master_of(param)
+        if master is None and is_16_bit(param):
+            self._warn_of_16_bit(param)
+        compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
+        dtypes = {"compute": compute, "gradient": gradient_dtype}
+        # Paddle would place the state on the current device, whatever device the parameter is on.
+        place = param.place if in_dygraph_mode() and hasattr(param, "place") else None
+        for entry in self.layout:
+            self._optimizer._add_accumulator(
+                entry.name,
+                param if master is None else master,
+                dtype=dtypes.get(entry.dtype, entry.dtype),
+                shape=entry.shape(list(param.shape)),
+                device="cpu" if place is not None and place.is_cpu_place() else None,
+            )
+        return self.of(param)
+
+    def drop(self, param: Any) -> None:
+        """Forget the parameter's history, as if it had taken no step."""
+        owner = self._owner_name(param)
+        for entry in self.layout:
+            del self._optimizer._accumulators[self.key(entry)][owner]
+
+    def master_of(self, param: Any) -> Any | None:
+        """The parameter's master weight, made at need: amp.decorate may switch them on after a first step."""
+        if not self._optimizer._multi_precision or not is_16_bit(param):
+            return None
+        master = self._optimizer._master_weights.get(param.name)
+        if master is None:
+            with paddle.no_grad():
+                master = self._optimizer._create_master_weight(param)
+            master.stop_gradient = True
+        return master
+
+    def _warn_of_16_bit(self, param: Any) -> None:
+        if self._warned_of_16_bit:
+            return
+        self._warned_of_16_bit = True
+        warnings.warn(
+            f"{type(self._optimizer).__name__}: parameter {param.name!r} is {dtype_name(param.dtype)} and is rounded to "
+            "it after every step, which loses small updates. multi_precision=True keeps a float32 copy instead.",
+            UserWarning,
+            stacklevel=2,
+        )
