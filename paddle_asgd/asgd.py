@@ -32,8 +32,8 @@ class ASGD(FusedOptimizer):
             \left( \frac{d}{\min(m, n)} + \text{weight\_decay} \cdot x \right)
 
     with :math:`d = y_i = m = 0` at first, and :math:`n` = ``batch_num``. The same batches must come in the same order
-    in every pass, so that slot :math:`i` holds the last gradient of batch :math:`i`. This is not Polyak averaging, which
-    is what ``torch.optim.ASGD`` does.
+    in every pass, so that slot :math:`i` holds the last gradient of batch :math:`i`. This is not Polyak averaging, the
+    method of ``torch.optim.ASGD``.
 
     Args:
         learning_rate: a number of at least 0, an ``LRScheduler``, or a tensor of one float32 or float64, which is read

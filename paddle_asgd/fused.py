@@ -19,6 +19,7 @@ from paddle.regularizer import WeightDecayRegularizer
 from . import arguments, checkpoint
 from .arguments import is_tensor
 from .options import ClipByGroup, Pairs, ParameterOptions
+from .plan import StepPlan
 from .state import ParameterState, StateTensor
 
 
@@ -78,6 +79,7 @@ class FusedOptimizer(Optimizer):
             self._grad_clip = ClipByGroup(self._options, grad_clip)
         self._state = ParameterState(self, layout)
         self._hyperparameters = hyperparameters
+        self._plan: StepPlan | None = None
 
     def _update(self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any) -> None:
         """Make the native call of this optimizer."""
@@ -101,6 +103,8 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         if paddle.base.dygraph.base.in_to_static_mode():
             self._declarative_step()
+            return loss
+        if self._plan is not None and self._plan.run(self):
             return loss
         pairs = []
         for param in self._parameter_list:
@@ -138,7 +142,8 @@ class FusedOptimizer(Optimizer):
         pairs = [(p, g) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
         if in_dygraph_mode():
             if not self._skips_step():
-                self._update_buckets([(p, self._dense(p, g)) for p, g in pairs], None)
+                buckets = self._update_buckets([(p, self._dense(p, g)) for p, g in pairs], None)
+                self._plan = StepPlan.of(self, buckets)
             return []
         program = paddle.static.default_main_program()
         before = len(program.global_block().ops)
@@ -164,7 +169,7 @@ class FusedOptimizer(Optimizer):
             return _C_ops.add_n([paddle.zeros(param.shape, dtype=grad.dtype), grad])
         return grad if grad.is_contiguous() else grad.contiguous()
 
-    def _update_buckets(self, pairs: Pairs, found_inf: Any) -> None:
+    def _update_buckets(self, pairs: Pairs, found_inf: Any) -> list[Bucket]:
         """One native call for all parameters that share learning rate and decay; almost always that is one call."""
         buckets: dict[tuple, Bucket] = {}
         # While a whole step is traced to a static graph, state is made in dygraph all the same.
@@ -190,6 +195,7 @@ class FusedOptimizer(Optimizer):
                 # An operator's attribute cannot hold a float64.
                 decay = paddle.full([1], decay, dtype="float64")
             self._update(bucket, self._learning_rate_of_step(bucket.learning_rate), decay, found_inf)
+        return list(buckets.values())
 
     # ---- The learning rate ------------------------------------------------------------------------------------------
 
@@ -239,6 +245,7 @@ class FusedOptimizer(Optimizer):
         Raises:
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
         """
+        self._plan = None
         checkpoint.load(self, state_dict)
 
     load_state_dict = set_state_dict

@@ -104,8 +104,8 @@ class ParameterState:
             return
         self._warned_of_16_bit = True
         warnings.warn(
-            f"{type(self._optimizer).__name__}: parameter {param.name!r} is {dtype_name(param.dtype)} and is rounded to "
-            "it after every step, which loses small updates. multi_precision=True keeps a float32 copy instead.",
+            f"{type(self._optimizer).__name__}: parameter {param.name!r} is {dtype_name(param.dtype)} and is rounded "
+            "to it after every step, which loses small updates. multi_precision=True keeps a float32 copy instead.",
             UserWarning,
             stacklevel=2,
         )

@@ -1,0 +1,83 @@
+"""The shortcut of a dygraph step: the lists of the last full step serve again while nothing has changed that made them.
+
+Must not compute or decide anything of its own: in the least doubt it steps aside, and the step goes the full way.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .arguments import is_tensor
+
+if TYPE_CHECKING:
+    from .fused import Bucket, FusedOptimizer
+
+_GRADIENT = operator.attrgetter("grad")
+
+
+class StepPlan(NamedTuple):
+    """What one full step found, for all trainable parameters in one bucket."""
+
+    bucket: Bucket
+    #: each parameter's regularizer (None) and multiplier of the learning rate, as they were
+    own_options: list
+    multi_precision: bool
+
+    @classmethod
+    def of(cls, optimizer: FusedOptimizer, buckets: list[Bucket]) -> StepPlan | None:
+        """A plan from the buckets of a full step; None where a shortcut could not be right."""
+        if len(buckets) != 1 or not _is_plain(optimizer):
+            return None
+        bucket = buckets[0]
+        if not _same(bucket.params, _trainable(optimizer)):
+            return None
+        if is_tensor(bucket.learning_rate) or any(param.is_dist() for param in bucket.params):
+            return None
+        own_options = [_own_options(param) for param in bucket.params]
+        if any(regularizer is not None for regularizer, _ in own_options):
+            return None
+        return cls(bucket._replace(grads=[]), own_options, optimizer._multi_precision)
+
+    def run(self, optimizer: FusedOptimizer) -> bool:
+        """Take the step; False if the full way must be gone, and then nothing has been done."""
+        bucket = self.bucket
+        if not _is_plain(optimizer) or self.multi_precision is not optimizer._multi_precision:
+            return False
+        if not _same(bucket.params, _trainable(optimizer)):
+            return False
+        if any([getattr(param, "main_grad", None) is not None for param in bucket.params]):
+            return False
+        if [_own_options(param) for param in bucket.params] != self.own_options:
+            return False
+        grads = list(map(_GRADIENT, bucket.params))
+        if any([grad is None for grad in grads]):
+            return False
+        rate = optimizer._learning_rate_of_step(bucket.learning_rate)
+        try:
+            optimizer._update(bucket._replace(grads=grads), rate, bucket.weight_decay, None)
+        except ValueError:
+            # A sparse, strided or ill-fitting gradient. The full way knows what to do or says what is wrong.
+            return False
+        return True
+
+
+def _own_options(param: Any) -> tuple[Any, Any]:
+    """The parts of a parameter's options that lie on the parameter and may be changed at any time."""
+    attributes = getattr(param, "optimize_attr", None)
+    return getattr(param, "regularizer", None), attributes and attributes.get("learning_rate")
+
+
+def _trainable(optimizer: FusedOptimizer) -> list:
+    return [param for param in optimizer._parameter_list if not param.stop_gradient]
+
+
+def _same(left: list, right: list) -> bool:
+    """Whether these are the same objects. Comparing tensors with == would compute."""
+    return len(left) == len(right) and all(map(operator.is_, left, right))
+
+
+def _is_plain(optimizer: FusedOptimizer) -> bool:
+    """Nothing stands between the gradients and the native call."""
+    found_inf = optimizer._auxiliary_vars.get("found_inf")
+    return optimizer._grad_clip is None and (found_inf is None or found_inf is False)
