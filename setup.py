@@ -71,10 +71,11 @@ class BuildModule(BuildExtension):
             if not library.is_file():
                 # Paddle prints "compile failed" and goes on; the first "error:" above says why.
                 raise SystemExit(f"paddle_asgd: {library.name} was not built; the first 'error:' above says why")
-            # Paddle leaves its objects and version notes beside the library, and they would be packed with it.
-            for leftover in (*library.parent.glob("*.o"), *library.parent.parent.rglob("version.txt")):
-                if leftover.parent in (library.parent, library.parent.parent):
-                    leftover.unlink()
+            library.with_name("version.txt").unlink(missing_ok=True)
+        # Paddle keeps objects and notes on versions among what is to be packed.
+        for leftover in Path(self.build_lib).glob("*"):
+            if leftover.name != "paddle_asgd":
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def native_module() -> object:
