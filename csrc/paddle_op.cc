@@ -8,6 +8,7 @@
 
 #include "asgd_kernel.h"
 #include "paddle/common/ddim.h"
+#include "paddle/common/enforce.h"
 #include "paddle/extension.h"
 
 namespace paddle_asgd {
@@ -131,10 +132,13 @@ DType kernel_dtype(paddle::DataType dtype) {
   }
 }
 
+[[noreturn]] void refuse(const std::string& what, const std::string& received, const std::string& expected) {
+  throw ArgumentError("asgd_update_: " + what + ": received " + received + ", expected " + expected);
+}
+
 void check_length(const char* what, size_t received, size_t expected) {
   if (received == expected) return;
-  throw ArgumentError(std::string("asgd_update_: number of ") + what + ": received " + std::to_string(received) +
-                      ", expected " + std::to_string(expected) + ", one a parameter");
+  refuse(std::string("number of ") + what, std::to_string(received), std::to_string(expected) + ", one a parameter");
 }
 
 // The slots of a history that fits the parameter: y is [slots, *dims].
@@ -182,18 +186,19 @@ int64_t check_parameter(const Received& r, size_t i, const paddle::Place& place)
 Scalar scalar(const char* what, const Tensor* t, double value, const paddle::Place& place) {
   Scalar result{nullptr, DType::kFloat64, value};
   if (t == nullptr) return result;
-  const bool floating = t->defined() && t->is_dense_tensor() && t->initialized() && t->numel() == 1 &&
-                        (t->dtype() == paddle::DataType::FLOAT32 || t->dtype() == paddle::DataType::FLOAT64);
-  if (!floating) throw ArgumentError(std::string("asgd_update_: ") + what + ": expected one float32 or float64 number");
+  const std::string expected = "one float32 or float64 number";
+  if (!t->defined() || !t->is_dense_tensor() || !t->initialized()) refuse(what, "a tensor without memory", expected);
+  if (t->numel() != 1) refuse(what, "a tensor of shape " + show(t->dims()), expected);
+  if (t->dtype() != paddle::DataType::FLOAT32 && t->dtype() != paddle::DataType::FLOAT64) {
+    refuse(what, "a tensor of " + show(t->dtype()), expected);
+  }
   const bool wide = t->dtype() == paddle::DataType::FLOAT64;
   if (t->place().GetType() == phi::AllocationType::CPU) {
     result.value = wide ? *t->data<double>() : static_cast<double>(*t->data<float>());
     return result;
   }
-  if (t->place() != place) {
-    throw ArgumentError(std::string("asgd_update_: place of ") + what + ": received " + show(t->place()) +
-                        ", expected " + show(place) + ", where the parameters are");
-  }
+  if (!same(t->place(), place))
+    refuse(what, "a tensor on " + show(t->place()), show(place) + ", where the parameters are");
   result.dtype = wide ? DType::kFloat64 : DType::kFloat32;
   result.data = wide ? static_cast<const void*>(t->data<double>()) : static_cast<const void*>(t->data<float>());
   return result;
@@ -201,9 +206,11 @@ Scalar scalar(const char* what, const Tensor* t, double value, const paddle::Pla
 
 const bool* flag(const Tensor* t, const paddle::Place& place) {
   if (t == nullptr) return nullptr;
-  if (!t->defined() || !t->is_dense_tensor() || t->numel() != 1 || t->dtype() != paddle::DataType::BOOL ||
-      t->place() != place) {
-    throw ArgumentError("asgd_update_: found_inf: expected one bool on " + show(place));
+  const std::string expected = "one bool on " + show(place);
+  if (!t->defined() || !t->is_dense_tensor() || !t->initialized())
+    refuse("found_inf", "a tensor without memory", expected);
+  if (t->numel() != 1 || t->dtype() != paddle::DataType::BOOL || !same(t->place(), place)) {
+    refuse("found_inf", show(t->dtype()) + " " + show(t->dims()) + " on " + show(t->place()), expected);
   }
   return t->data<bool>();
 }
@@ -244,7 +251,7 @@ void run(const StepArgs& step, const Tensor& first) {
 }
 
 // The one function behind both doors. Nothing is written before everything has been checked.
-void asgd_update(const Received& r) {
+void asgd_update(const Received& r, bool check_only = false) {
   const size_t count = r.params.size();
   check_length("gradients", r.grads.size(), count);
   check_length("sums d", r.d.size(), count);
@@ -276,7 +283,7 @@ void asgd_update(const Received& r) {
   step.learning_rate = scalar("learning_rate", r.learning_rate, r.learning_rate_value, place);
   step.weight_decay = scalar("weight_decay", r.weight_decay, r.weight_decay_value, place);
   step.found_inf = flag(r.found_inf, place);
-  run(step, first);
+  if (!check_only) run(step, first);
 }
 
 Tensors addresses(const std::vector<Tensor>& tensors) {
@@ -302,53 +309,78 @@ void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads
   r.learning_rate = &learning_rate;
   r.weight_decay = &weight_decay;
   if (found_inf) r.found_inf = found_inf.get_ptr();
+#ifdef PADDLE_THROW
+  try {
+    asgd_update(r);
+  } catch (const ArgumentError& error) {
+    // The executor of Paddle 3 keeps the text of its own exceptions only.
+    PADDLE_THROW(common::errors::InvalidArgument("%s", error.what()));
+  } catch (const DeviceError& error) {
+    PADDLE_THROW(common::errors::Fatal("%s", error.what()));
+  }
+#else
   asgd_update(r);
+#endif
 }
 
 // ---- The door of dygraph ------------------------------------------------------------------------------------------
 
-const Tensor* to_tensor(PyObject* object, const char* what, Py_ssize_t position) {
-  if (!paddle::pybind::PyCheckTensor(object)) {
-    throw pybind11::type_error("asgd_update_: " + std::string(what) + "[" + std::to_string(position) + "]: received " +
-                               Py_TYPE(object)->tp_name + ", expected a paddle.Tensor");
-  }
-  return &paddle::pybind::CastPyArg2Tensor(object, position);
+[[noreturn]] void wrong_type(const std::string& what, PyObject* received, const char* expected) {
+  throw pybind11::type_error("asgd_update_: " + what + ": received " + Py_TYPE(received)->tp_name + ", expected " +
+                             expected);
 }
 
 // Items are read one by one: the ready-made casters copy every handle and cost twice the time.
-Tensors to_tensors(const pybind11::list& list, const char* what) {
-  const Py_ssize_t size = PyList_GET_SIZE(list.ptr());
+Tensors to_tensors(const pybind11::object& object, const char* what) {
+  PyObject* list = object.ptr();
+  if (!PyList_Check(list) && !PyTuple_Check(list)) wrong_type(what, list, "a list of tensors");
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(list);
+  PyObject** items = PySequence_Fast_ITEMS(list);
   Tensors result;
   result.reserve(size);
-  for (Py_ssize_t i = 0; i < size; ++i) result.push_back(to_tensor(PyList_GET_ITEM(list.ptr(), i), what, i));
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    if (!paddle::pybind::PyCheckTensor(items[i])) {
+      wrong_type(std::string(what) + "[" + std::to_string(i) + "]", items[i], "a paddle.Tensor");
+    }
+    result.push_back(&paddle::pybind::CastPyArg2Tensor(items[i], i));
+  }
   return result;
 }
 
 // A Python number or a tensor of one element.
 void to_scalar(const pybind11::object& object, const char* what, const Tensor** tensor, double* value) {
   if (paddle::pybind::PyCheckTensor(object.ptr())) {
-    *tensor = to_tensor(object.ptr(), what, 0);
-  } else {
-    *value = object.cast<double>();
+    *tensor = &paddle::pybind::CastPyArg2Tensor(object.ptr(), 0);
+    return;
   }
+  *value = PyFloat_AsDouble(object.ptr());
+  if (!PyErr_Occurred()) return;
+  PyErr_Clear();
+  wrong_type(what, object.ptr(), "a number or a tensor of one element");
 }
 
-void asgd_function(const pybind11::list& params, const pybind11::list& grads, const pybind11::list& d,
-                   const pybind11::list& y, const pybind11::list& m, const std::optional<pybind11::list>& masters,
-                   const pybind11::object& learning_rate, const pybind11::object& weight_decay) {
+void asgd_function(const pybind11::object& params, const pybind11::object& grads, const pybind11::object& d,
+                   const pybind11::object& y, const pybind11::object& m, const pybind11::object& masters,
+                   const pybind11::object& learning_rate, const pybind11::object& weight_decay,
+                   const pybind11::object& found_inf, bool check_only) {
   Received r;
   r.params = to_tensors(params, "params");
   r.grads = to_tensors(grads, "grads");
   r.d = to_tensors(d, "d");
   r.y = to_tensors(y, "y");
   r.m = to_tensors(m, "m");
-  if (masters) r.masters = to_tensors(*masters, "masters");
+  if (!masters.is_none()) r.masters = to_tensors(masters, "masters");
   to_scalar(learning_rate, "learning_rate", &r.learning_rate, &r.learning_rate_value);
   to_scalar(weight_decay, "weight_decay", &r.weight_decay, &r.weight_decay_value);
+  if (!found_inf.is_none()) {
+    if (!paddle::pybind::PyCheckTensor(found_inf.ptr()))
+      wrong_type("found_inf", found_inf.ptr(), "a tensor of one bool");
+    r.found_inf = &paddle::pybind::CastPyArg2Tensor(found_inf.ptr(), 0);
+  }
   try {
     // The caller's lists keep every tensor alive while other threads run.
     pybind11::gil_scoped_release release;
-    asgd_update(r);
+    asgd_update(r, check_only);
   } catch (const ArgumentError& error) {
     throw pybind11::value_error(error.what());
   }
@@ -381,5 +413,6 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
   module.attr("built_with_cuda") = false;
 #endif
   module.def("asgd_update", &paddle_asgd::asgd_function, py::arg("params"), py::arg("grads"), py::arg("d"),
-             py::arg("y"), py::arg("m"), py::arg("masters"), py::arg("learning_rate"), py::arg("weight_decay"));
+             py::arg("y"), py::arg("m"), py::arg("masters"), py::arg("learning_rate"), py::arg("weight_decay"),
+             py::arg("found_inf"), py::arg("check_only"));
 }

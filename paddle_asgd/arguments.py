@@ -10,9 +10,11 @@ import math
 import numbers
 import operator
 import os
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle.base.framework import Variable, in_dygraph_mode
 from paddle.optimizer.lr import LRScheduler
@@ -41,13 +43,28 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, (paddle.Tensor, Variable, Value))
 
 
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxlist, _brief.maxtuple, _brief.maxdict, _brief.maxother = 2, 3, 3, 3, 60
+
+
+def shown(value: Any) -> str:
+    """A value and its type, in a few words however large it is."""
+    if is_tensor(value):
+        return f"a {dtype_name(value.dtype)} tensor of shape {list(value.shape)}"
+    return f"{_brief.repr(value)} of type {type(value).__name__}"
+
+
 def check_number(argument: str, value: Any) -> float:
     """A finite number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{argument}: received {value!r} of type {type(value).__name__}, expected a number")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{argument}: received {value!r}, expected a finite number of at least 0")
-    return float(value)
+        raise TypeError(f"{argument}: received {shown(value)}, expected a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{argument}: received {_brief.repr(value)}, expected a finite number of at least 0")
+    return number
 
 
 def _one_element(argument: str, value: Any) -> Any:
@@ -74,14 +91,9 @@ def check_learning_rate(value: Any) -> Any:
     if isinstance(value, numbers.Real):
         return check_number("learning_rate", value)
     raise TypeError(
-        f"learning_rate: received {type(value).__name__}, expected a number, an LRScheduler or a tensor of one "
+        f"learning_rate: received {shown(value)}, expected a number, an LRScheduler or a tensor of one "
         "element; the parameters go into parameters=..."
     )
-
-
-def check_step_learning_rate(value: float) -> float:
-    """What a scheduler or a host tensor gave for this step; the constructor could not see it."""
-    return check_number("learning_rate of this step", value)
 
 
 def check_weight_decay(value: Any, argument: str = "weight_decay") -> Any:
@@ -93,7 +105,7 @@ def check_weight_decay(value: Any, argument: str = "weight_decay") -> Any:
     if isinstance(value, numbers.Real):
         return check_number(argument, value)
     raise TypeError(
-        f"{argument}: received {value!r} of type {type(value).__name__}, expected a number, a tensor of one element, "
+        f"{argument}: received {shown(value)}, expected a number, a tensor of one element, "
         "paddle.regularizer.L1Decay, paddle.regularizer.L2Decay or None"
     )
 
@@ -103,7 +115,7 @@ def check_grad_clip(value: Any, argument: str = "grad_clip") -> Any:
     if value is None or isinstance(value, paddle.nn.clip.GradientClipBase):
         return value
     raise TypeError(
-        f"{argument}: received {value!r} of type {type(value).__name__}, expected paddle.nn.ClipGradByGlobalNorm, "
+        f"{argument}: received {shown(value)}, expected paddle.nn.ClipGradByGlobalNorm, "
         "ClipGradByNorm, ClipGradByValue or None"
     )
 
@@ -112,26 +124,29 @@ def check_flag(argument: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one: a misplaced argument would pass."""
     if isinstance(value, bool):
         return value
-    raise TypeError(f"{argument}: received {value!r} of type {type(value).__name__}, expected True or False")
+    raise TypeError(f"{argument}: received {shown(value)}, expected True or False")
 
 
 def check_name(value: Any) -> str | None:
     """None or a non-empty string."""
     if value is None or (isinstance(value, str) and value):
         return value
-    raise TypeError(f"name: received {value!r} of type {type(value).__name__}, expected a non-empty string or None")
+    raise TypeError(f"name: received {shown(value)}, expected a non-empty string or None")
 
 
 def check_count(argument: str, value: Any) -> int:
     """A positive int. A float is refused even if it is whole: len(dataset) / batch_size may be off by one."""
     try:
-        count = None if isinstance(value, bool) else operator.index(value)
+        # A float tensor has an index, too.
+        whole = not is_tensor(value) or dtype_name(value.dtype) in ("int32", "int64")
+        count = operator.index(value) if whole and not isinstance(value, (bool, np.bool_)) else None
     except (TypeError, ValueError):
         count = None
     if count is None:
-        raise TypeError(f"{argument}: received {value!r} of type {type(value).__name__}, expected a positive int")
-    if not 0 < count < 2**62:
-        raise ValueError(f"{argument}: received {count}, expected a positive int")
+        raise TypeError(f"{argument}: received {shown(value)}, expected a positive int")
+    # Paddle counts along one axis in 32 bits, and some versions of it wrap around.
+    if not 0 < count < 2**31:
+        raise ValueError(f"{argument}: received {count}, expected a positive int below 2**31")
     return count
 
 
@@ -140,7 +155,8 @@ def check_history(argument: str, count: int, parameters: list) -> None:
 
     Linux grants more memory than there is and ends the process when it is used. A GPU refuses by itself.
     """
-    on_cpu = [p for p in parameters if isinstance(p, paddle.Tensor) and p.place.is_cpu_place()]
+    held = [p for p in parameters if isinstance(p, paddle.Tensor) and p._is_initialized()]
+    on_cpu = [p for p in held if p.place.is_cpu_place()]
     needed = count * sum(math.prod(p.shape) * BYTES[dtype_name(p.dtype)] for p in on_cpu)
     present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > present:
@@ -170,7 +186,10 @@ def check_parameters(value: Any) -> tuple[list | None, list | None]:
         return items, None
     seen: set[str] = set()
     groups = [_check_group(f"parameters[{i}]", group, seen) for i, group in enumerate(items)]
-    return [param for group in groups for param in group["params"]], groups
+    flat = [param for group in groups for param in group["params"]]
+    if not flat:
+        raise ValueError(f"parameters: received {len(groups)} groups without a tensor, expected at least one tensor")
+    return flat, groups
 
 
 def _check_group(argument: str, group: Any, seen: set[str]) -> dict:
@@ -183,8 +202,8 @@ def _check_group(argument: str, group: Any, seen: set[str]) -> dict:
     if "params" not in group:
         raise ValueError(f"{argument}: received keys {list(group)}, expected 'params' among them")
     params = group["params"]
-    if isinstance(params, (set, dict, str)):
-        raise TypeError(f"{argument}['params']: received {type(params).__name__}, expected a list of tensors")
+    if not is_tensor(params) and (isinstance(params, (set, dict, str)) or not isinstance(params, Iterable)):
+        raise TypeError(f"{argument}['params']: received {shown(params)}, expected a list of tensors")
     copied = dict(group, params=[params] if is_tensor(params) else list(params))
     _check_tensors(f"{argument}['params']", copied["params"], seen)
     check_weight_decay(group.get("weight_decay"), f"{argument}['weight_decay']")

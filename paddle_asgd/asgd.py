@@ -96,15 +96,30 @@ class ASGD(FusedOptimizer):
         arguments.check_history("batch_num", self._n, self._parameter_list or [])
         self.type = "asgd"
 
-    def _update(self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any) -> None:
+    def _update(
+        self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any, check_only: bool = False
+    ) -> None:
         native.asgd_update(
-            bucket.params, bucket.grads, *bucket.state, bucket.masters, learning_rate, weight_decay, found_inf
+            bucket.params,
+            bucket.grads,
+            *bucket.state,
+            bucket.masters,
+            learning_rate,
+            weight_decay,
+            found_inf,
+            check_only,
         )
 
     def __repr__(self) -> str:
         count = "all" if self._parameter_list is None else len(self._parameter_list)
-        clip = None if self._grad_clip is None else type(self._grad_clip).__name__
+        clip = getattr(self._grad_clip, "default", self._grad_clip)
         return (
-            f"ASGD(learning_rate={self._learning_rate!r}, batch_num={self._n}, parameters={count}, "
-            f"weight_decay={self._weight_decay}, grad_clip={clip}, multi_precision={self._multi_precision})"
+            f"ASGD(learning_rate={_brief(self._learning_rate)}, batch_num={self._n}, parameters={count}, "
+            f"weight_decay={_brief(self._weight_decay)}, grad_clip={_brief(clip)}, "
+            f"multi_precision={self._multi_precision})"
         )
+
+
+def _brief(value: Any) -> str:
+    """A number as itself, anything else by its kind."""
+    return repr(value) if value is None or isinstance(value, float) else type(value).__name__

@@ -5,8 +5,8 @@ An entry's key is Paddle's: ``<parameter>[_fp32_master_0]_[<name>_]<state>_<numb
 
 from __future__ import annotations
 
+import math
 import re
-import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -14,8 +14,9 @@ import paddle
 from paddle.base.framework import in_dygraph_mode
 from paddle.optimizer.lr import LambdaDecay, LRScheduler
 
-from .arguments import FLOATING, dtype_name, is_tensor
-from .state import StateTensor, is_16_bit
+from .arguments import FLOATING, dtype_name, shown
+from .caller import warn
+from .state import StateTensor, gradient_dtypes, is_16_bit
 
 if TYPE_CHECKING:
     from .fused import FusedOptimizer
@@ -37,17 +38,14 @@ def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
     """All state, in the order of the parameters."""
     _require_dygraph("state_dict")
     collected: dict[str, Any] = {}
-    untouched = []
-    for param in optimizer._parameter_list:
-        tensors = optimizer._state.of(param)
-        if tensors is None:
-            untouched.append(param)
-        collected.update((tensor.name, tensor) for tensor in tensors or ())
-    if collected:
-        # So that a parameter that took no step can be told from one whose entries were lost.
-        counter = optimizer._state.key(optimizer._state.layout[-1])
-        for param in untouched:
-            if not param.stop_gradient:
+    counter = optimizer._state.key(optimizer._state.layout[-1])
+    state = [(param, optimizer._state.of(param)) for param in optimizer._parameter_list]
+    if any(tensors is not None for _, tensors in state):
+        for param, tensors in state:
+            if tensors is not None:
+                collected.update((tensor.name, tensor) for tensor in tensors)
+            elif not param.stop_gradient:
+                # So that a parameter that took no step can be told from one whose entries were lost.
                 collected[f"{param.name}_{counter}_0"] = paddle.zeros([1], dtype="int64")
     if optimizer._master_weights:
         collected[_MASTERS] = dict(optimizer._master_weights)
@@ -99,14 +97,13 @@ def _check_scheduler(optimizer: FusedOptimizer, entry: Any) -> Any:
     """The scheduler's entry if it has to be loaded."""
     if not isinstance(optimizer._learning_rate, LRScheduler):
         if entry is not None:
-            warnings.warn(
-                f"set_state_dict: {_SCHEDULER!r} is not used, for the optimizer was created with a fixed learning rate",
-                UserWarning,
-                stacklevel=4,
-            )
+            warn(f"set_state_dict: {_SCHEDULER!r} is not used, for the optimizer has a fixed learning rate")
         return None
+    needed = set(optimizer._learning_rate.state_dict())
     if entry is None and not isinstance(optimizer._learning_rate, LambdaDecay):
         _fail(f"{_SCHEDULER!r} is missing, and the optimizer has a {type(optimizer._learning_rate).__name__}")
+    if entry is not None and not (isinstance(entry, dict) and needed <= set(entry)):
+        _fail(f"{_SCHEDULER!r} is {shown(entry)}, expected a dict with {', '.join(sorted(needed))}")
     return entry
 
 
@@ -116,24 +113,36 @@ def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> b
     for name, value in optimizer._hyperparameters.items():
         received = rest.pop(name, None)
         complete = complete and received is not None
-        if received is not None and int(received) != value:
-            _fail(f"{name} is {int(received)}, expected {value}, with which the optimizer was created")
+        if received is None:
+            continue
+        count = received.item() if hasattr(received, "item") and math.prod(received.shape) == 1 else received
+        if isinstance(count, bool) or count != value:
+            _fail(f"{name} is {shown(count)}, expected {value}, with which the optimizer was created")
     return complete
 
 
 def _group_by_owner(optimizer: FusedOptimizer, rest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """From parameter names, as the checkpoint spells them, to their entries by state name."""
-    names = {optimizer._state.key(entry): entry.name for entry in optimizer._state.layout}
-    pattern = re.compile(rf"(?P<owner>.+)_(?P<state>{'|'.join(map(re.escape, names))})_\d+")
+    states = "|".join(re.escape(entry.name) for entry in optimizer._state.layout)
+    pattern = re.compile(rf"(?P<owner>.+)_(?P<state>{states})_\d+")
+    own_name = "" if optimizer._name is None else f"_{optimizer._name}"
     found: dict[str, dict[str, Any]] = {}
+    unknown = []
     for key, value in rest.items():
         match = pattern.fullmatch(key) if isinstance(key, str) else None
         if match is None:
-            _fail(f"entry {key!r} belongs to no parameter of this optimizer")
-        entries = found.setdefault(_MASTER_SUFFIX.sub("", match["owner"]), {})
-        if names[match["state"]] in entries:
+            unknown.append(key)
+            continue
+        owner = match["owner"][: -len(own_name)] if own_name and match["owner"].endswith(own_name) else match["owner"]
+        entries = found.setdefault(_MASTER_SUFFIX.sub("", owner), {})
+        if match["state"] in entries:
             _fail(f"entry {key!r} comes a second time for its parameter, under another number")
-        entries[names[match["state"]]] = value
+        entries[match["state"]] = value
+    # paddle.Model adds further names for the same tensors.
+    known = {id(value) for entries in found.values() for value in entries.values()}
+    unknown = [key for key in unknown if id(rest[key]) not in known]
+    if unknown:
+        _fail(f"entry {unknown[0]!r} belongs to no parameter of this optimizer")
     return found
 
 
@@ -149,11 +158,9 @@ def _match_by_position(
             f"{len(params)}"
         )
     renamed = dict(zip(found, (param.name for param in params)))
-    warnings.warn(
+    warn(
         f"set_state_dict: no entry has the name of a parameter, so they were matched by their order, from "
-        f"{next(iter(found))!r} to {params[0].name!r} on",
-        UserWarning,
-        stacklevel=4,
+        f"{next(iter(found))!r} to {params[0].name!r} on"
     )
     return (
         {renamed[name]: entries for name, entries in found.items()},
@@ -182,11 +189,9 @@ def _match_by_name(
         _fail(f"the entries of parameter {missing[0]!r} are missing ({len(missing)} such parameters)")
     if missing and has_state:
         # Paddle's own optimizers say nothing about a parameter that never had a gradient.
-        warnings.warn(
+        warn(
             f"set_state_dict: no entries for {', '.join(map(repr, missing))}: starting with no history, which is right "
-            "only if no gradient ever reached them",
-            UserWarning,
-            stacklevel=4,
+            "only if no gradient ever reached them"
         )
     return loaded
 
@@ -223,11 +228,11 @@ def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
     shape = entry.shape(list(param.shape))
     if list(value.shape) != shape:
         _fail(f"entry {entry.name!r} of parameter {param.name!r} has shape {list(value.shape)}, expected {shape}")
-    of_param, received = dtype_name(param.dtype), dtype_name(value.dtype)
+    received = dtype_name(value.dtype)
     if entry.dtype == "compute":
         allowed: tuple[str, ...] = FLOATING  # Paddle keeps 16 bits where we keep 32
     elif entry.dtype == "gradient":
-        allowed = (of_param, "float32") if of_param in ("float16", "bfloat16") else (of_param,)
+        allowed = gradient_dtypes(param)
     else:
         allowed = (entry.dtype,)
     if received not in allowed:
@@ -238,11 +243,15 @@ def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
 
 def _as_tensor(param: str, name: str, value: Any) -> Any:
     """A tensor, on whatever device it is; arrays, which paddle.load(return_numpy=True) gives, become one."""
-    if is_tensor(value):
-        return value
-    if isinstance(value, (np.ndarray, np.generic)):
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        value = value[1]  # paddle.load(return_numpy=True) pairs an array with its tensor's name
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiu":
         return paddle.to_tensor(value, place=paddle.CPUPlace())
-    _fail(f"entry {name!r} of parameter {param!r} is {type(value).__name__}, expected a tensor or an array")
+    if not isinstance(value, paddle.Tensor):
+        _fail(f"entry {name!r} of parameter {param!r} is {shown(value)}, expected a tensor or an array of numbers")
+    if not value._is_initialized() and math.prod(value.shape) > 0:
+        _fail(f"entry {name!r} of parameter {param!r} is a tensor without memory, expected one with values")
+    return value
 
 
 def _copy(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:

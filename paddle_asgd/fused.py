@@ -36,6 +36,11 @@ class Bucket(NamedTuple):
     weight_decay: Any
 
 
+def _shaped(param: Any, grad: Any) -> Any:
+    """The gradient in its parameter's shape: clipping makes [1] of the [] of a parameter without dimensions."""
+    return grad.reshape([]) if len(param.shape) == 0 and len(grad.shape) == 1 else grad
+
+
 class FusedOptimizer(Optimizer):
     """Base of optimizers that update all parameters in one native call.
 
@@ -81,8 +86,10 @@ class FusedOptimizer(Optimizer):
         self._hyperparameters = hyperparameters
         self._plan: StepPlan | None = None
 
-    def _update(self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any) -> None:
-        """Make the native call of this optimizer."""
+    def _update(
+        self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any, check_only: bool = False
+    ) -> None:
+        """Make the native call of this optimizer, or only its checks."""
         raise NotImplementedError
 
     # ---- The ways to a step -----------------------------------------------------------------------------------------
@@ -104,6 +111,10 @@ class FusedOptimizer(Optimizer):
         if paddle.base.dygraph.base.in_to_static_mode():
             self._declarative_step()
             return loss
+        if not in_dygraph_mode():
+            raise RuntimeError(
+                "step: received a call in static graph mode, expected dygraph; build the step by minimize()"
+            )
         if self._plan is not None and self._plan.run(self):
             return loss
         pairs = []
@@ -139,11 +150,11 @@ class FusedOptimizer(Optimizer):
     @paddle.no_grad()
     def _create_optimization_pass(self, parameters_and_grads: Pairs, param_group_idx: int = 0) -> list:
         """Where every way to a step meets: dygraph updates at once, static graphs append the operator."""
-        pairs = [(p, g) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
+        pairs = [(p, _shaped(p, g)) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
         if in_dygraph_mode():
             if not self._skips_step():
-                buckets = self._update_buckets([(p, self._dense(p, g)) for p, g in pairs], None)
-                self._plan = StepPlan.of(self, buckets)
+                pairs = [(p, self._dense(p, g)) for p, g in pairs]
+                self._plan = StepPlan.of(self, self._update_buckets(pairs, None))
             return []
         program = paddle.static.default_main_program()
         before = len(program.global_block().ops)
@@ -189,15 +200,17 @@ class FusedOptimizer(Optimizer):
                     values.append(value)
                 if master is not None:
                     bucket.masters.append(master)
-        for bucket in buckets.values():
-            decay = bucket.weight_decay
-            if not in_dygraph_mode() and not is_tensor(decay):
-                # An operator's attribute cannot hold a float64.
-                decay = paddle.full([1], decay, dtype="float64")
-            self._update(bucket, self._learning_rate_of_step(bucket.learning_rate), decay, found_inf)
+        rate, decay = self._learning_rate_of_step, self._decay_of_step
+        calls = [(b, rate(b.learning_rate), decay(b.weight_decay), found_inf) for b in buckets.values()]
+        if len(calls) > 1 and in_dygraph_mode():
+            # All or nothing: what the last call would refuse, the first must not have begun.
+            for call in calls:
+                self._update(*call, check_only=True)
+        for call in calls:
+            self._update(*call)
         return list(buckets.values())
 
-    # ---- The learning rate ------------------------------------------------------------------------------------------
+    # ---- What multiplies --------------------------------------------------------------------------------------------
 
     def _learning_rate_of_step(self, multiplier: Any) -> Any:
         """The learning rate as the native call takes it: a number in dygraph, a variable in static graphs."""
@@ -205,15 +218,22 @@ class FusedOptimizer(Optimizer):
             return multiplier
         rate = self._learning_rate
         if in_dygraph_mode():
-            if not is_tensor(rate):
-                return arguments.check_step_learning_rate(self.get_lr()) * multiplier
-            if rate.place.is_cpu_place():
-                return arguments.check_step_learning_rate(rate.item()) * multiplier
+            if not is_tensor(rate) or rate.place.is_cpu_place():
+                return arguments.check_number("learning_rate of this step", self.get_lr()) * multiplier
             return rate if multiplier == 1.0 else rate * multiplier  # on a device: no wait for its value
         if not is_tensor(rate):
             rate = self._global_learning_rate()
         # Not rate * multiplier, whose factor is a float32 attribute in the older graph format.
         return rate if multiplier == 1.0 else paddle.multiply(rate, paddle.full([], multiplier, dtype=rate.dtype))
+
+    def _decay_of_step(self, decay: Any) -> Any:
+        """The weight decay, likewise."""
+        if not is_tensor(decay):
+            # In static graphs a tensor: an operator's attribute cannot hold a float64.
+            return decay if in_dygraph_mode() else paddle.full([1], decay, dtype="float64")
+        if in_dygraph_mode() and decay.place.is_cpu_place():
+            return arguments.check_number("weight_decay of this step", decay.item())
+        return decay
 
     def _create_global_learning_rate(self) -> None:
         """Static graphs: the variable that holds the learning rate, in float64 whatever the parameters are."""

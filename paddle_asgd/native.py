@@ -78,6 +78,7 @@ def asgd_update(
     learning_rate: float | Any,
     weight_decay: float | Any,
     found_inf: Any | None = None,
+    check_only: bool = False,
 ) -> None:
     """Take one SAG step for all parameters: at once in dygraph, as one operator appended to the static graph else.
 
@@ -92,18 +93,35 @@ def asgd_update(
         masters: the float32 weights of 16-bit parameters, one for each; None without; written.
         learning_rate: a number, or a tensor of one float32 or float64; a tensor in static graphs.
         weight_decay: the same.
-        found_inf: static graphs only, a tensor of one bool; where True the step changes nothing.
+        found_inf: a tensor of one bool; where True the step changes nothing.
+        check_only: dygraph only, check everything and change nothing.
 
     Raises:
-        ValueError: a list, shape, dtype, layout or place does not fit. Nothing has been written.
+        TypeError: an argument is not of the kind it must be.
+        ValueError: a list, shape, dtype, layout or place does not fit. Nothing has been written. In a static graph this
+            comes from the run of the graph; Paddle 2.6 turns it into an OSError.
         RuntimeError: the library does not serve the parameters' device, or CUDA reports an error.
     """
     if in_dygraph_mode():
-        _C.asgd_update(params, grads, d, y, m, masters, learning_rate, weight_decay)
-    elif in_pir_mode():
+        _C.asgd_update(params, grads, d, y, m, masters, learning_rate, weight_decay, found_inf, check_only)
+        return
+    _check_static(params, masters, learning_rate=learning_rate, weight_decay=weight_decay)
+    if in_pir_mode():
         _C_ops._run_custom_op(_OPERATOR, params, grads, learning_rate, weight_decay, d, y, m, masters, found_inf)
     else:
         _append_to_block(params, grads, d, y, m, masters, learning_rate, weight_decay, found_inf)
+
+
+def _check_static(params: Tensors, masters: Tensors | None, **scalars: Any) -> None:
+    """What would end the process when the operator is built."""
+    if not params or (masters is not None and len(masters) != len(params)):
+        raise ValueError(
+            f"asgd_update_: received {len(params)} params and {'no' if masters is None else len(masters)} masters, "
+            "expected at least one of params, and masters None or as many"
+        )
+    for name, value in scalars.items():
+        if isinstance(value, (int, float)) or value is None:
+            raise TypeError(f"asgd_update_: {name}: received {value!r}, expected a variable of the static graph")
 
 
 def _append_to_block(

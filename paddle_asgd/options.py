@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import paddle
 from paddle.regularizer import WeightDecayRegularizer
 
+from .arguments import check_number, is_tensor
+
 Pairs = list[tuple[Any, Any]]
 
 
@@ -35,6 +37,8 @@ class ParameterOptions:
         group = self._group_of.get(param.name, {}) if self._group_of else {}
         attributes = getattr(param, "optimize_attr", None) or {}
         multiplier = group.get("learning_rate", attributes.get("learning_rate", 1.0))
+        if not is_tensor(multiplier) and multiplier != 1.0:
+            multiplier = check_number(f"learning_rate of parameter {param.name!r}", multiplier)
         decay = getattr(param, "regularizer", None)
         if decay is None:
             decay = group.get("weight_decay")
@@ -55,11 +59,11 @@ class ClipByGroup(paddle.nn.clip.GradientClipBase):
     def __init__(self, options: ParameterOptions, default: Any) -> None:
         super().__init__()
         self._options = options
-        self._default = default
+        self.default = default
 
     def __call__(self, params_grads: Pairs) -> Pairs:
         by_clip: dict[int, tuple[Any, Pairs]] = {}
         for pair in params_grads:
-            clip = self._options.clip_of(pair[0], self._default)
+            clip = self._options.clip_of(pair[0], self.default)
             by_clip.setdefault(id(clip), (clip, []))[1].append(pair)
         return [pair for clip, pairs in by_clip.values() for pair in (pairs if clip is None else clip(pairs))]

@@ -20,7 +20,7 @@ class StepPlan(NamedTuple):
     """What one full step found, for all trainable parameters in one bucket."""
 
     bucket: Bucket
-    #: each parameter's regularizer (None) and multiplier of the learning rate, as they were
+    #: what lay on each parameter: its regularizer, and its multiplier of the learning rate
     own_options: list
     multi_precision: bool
 
@@ -34,9 +34,9 @@ class StepPlan(NamedTuple):
             return None
         if is_tensor(bucket.learning_rate) or any(param.is_dist() for param in bucket.params):
             return None
-        own_options = [_own_options(param) for param in bucket.params]
-        if any(regularizer is not None for regularizer, _ in own_options):
+        if any(optimizer._options.of(param).regularizer is not None for param in bucket.params):
             return None
+        own_options = [_own_options(param) for param in bucket.params]
         return cls(bucket._replace(grads=[]), own_options, optimizer._multi_precision)
 
     def run(self, optimizer: FusedOptimizer) -> bool:
@@ -55,7 +55,7 @@ class StepPlan(NamedTuple):
             return False
         rate = optimizer._learning_rate_of_step(bucket.learning_rate)
         try:
-            optimizer._update(bucket._replace(grads=grads), rate, bucket.weight_decay, None)
+            optimizer._update(bucket._replace(grads=grads), rate, optimizer._decay_of_step(bucket.weight_decay), None)
         except ValueError:
             # A sparse, strided or ill-fitting gradient. The full way knows what to do or says what is wrong.
             return False

@@ -5,13 +5,12 @@ Creates, finds and drops them, and the float32 master weights of 16-bit paramete
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import paddle
-from paddle.base.framework import in_dygraph_mode
 
 from .arguments import dtype_name
+from .caller import warn
 
 if TYPE_CHECKING:
     from .fused import FusedOptimizer
@@ -65,13 +64,14 @@ class ParameterState:
 
     def create(self, param: Any, gradient_dtype: Any) -> list:
         """State of zeros for one parameter, and its master weight if it shall have one."""
+        _check_gradient_dtype(param, gradient_dtype)
         master = self.master_of(param)
         if master is None and is_16_bit(param):
             self._warn_of_16_bit(param)
         compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
         dtypes = {"compute": compute, "gradient": gradient_dtype}
         # Paddle would place the state on the current device, whatever device the parameter is on.
-        place = param.place if in_dygraph_mode() and hasattr(param, "place") else None
+        place = param.place if isinstance(param, paddle.Tensor) else None
         for entry in self.layout:
             self._optimizer._add_accumulator(
                 entry.name,
@@ -103,9 +103,23 @@ class ParameterState:
         if self._warned_of_16_bit:
             return
         self._warned_of_16_bit = True
-        warnings.warn(
+        warn(
             f"{type(self._optimizer).__name__}: parameter {param.name!r} is {dtype_name(param.dtype)} and is rounded "
-            "to it after every step, which loses small updates. multi_precision=True keeps a float32 copy instead.",
-            UserWarning,
-            stacklevel=2,
+            "to it after every step, which loses small updates. multi_precision=True keeps a float32 copy instead."
+        )
+
+
+def gradient_dtypes(param: Any) -> tuple[str, ...]:
+    """The dtypes that the parameter's gradients may have; mixed precision may keep them in float32."""
+    dtype = dtype_name(param.dtype)
+    return (dtype, "float32") if is_16_bit(param) else (dtype,)
+
+
+def _check_gradient_dtype(param: Any, dtype: Any) -> None:
+    """Before the history takes it over: afterwards every right gradient would be refused."""
+    allowed = gradient_dtypes(param)
+    if dtype_name(dtype) not in allowed:
+        raise ValueError(
+            f"dtype of the gradient of parameter {param.name!r}: received {dtype_name(dtype)}, expected "
+            f"{' or '.join(allowed)}"
         )
