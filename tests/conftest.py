@@ -1,0 +1,39 @@
+"""What every test starts from: dygraph mode, fixed seeds, its own names. Must not hold helpers (problems.py)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    # What Paddle says while it is imported: no ccache, a GPU build on a machine without a GPU.
+    warnings.simplefilter("ignore")
+    import paddle
+    import paddle.utils.cpp_extension
+
+    paddle.to_tensor(0.0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Paddle's own backward pass in a PIR graph says this of its own full_like.
+    config.addinivalue_line("filterwarnings", "ignore:Tensor do not have 'place' interface:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_paddle() -> Iterator[None]:
+    paddle.disable_static()
+    paddle.seed(5)
+    np.random.seed(5)
+    with paddle.utils.unique_name.guard():
+        yield
+    paddle.disable_static()
+
+
+@pytest.fixture
+def static_mode() -> Iterator[None]:
+    paddle.enable_static()
+    yield
+    paddle.disable_static()

@@ -1,0 +1,36 @@
+// As much of CUDA as asgd_cuda.cu uses, on the host: every thread of every block runs to its end, one after the other.
+// Serves to check indices, alignment and order of the kernel where no GPU is. Must not be on the path of a real build.
+#pragma once
+
+#include <algorithm>
+
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(threads)
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidConfiguration = 9;
+
+struct HostIndex {
+  unsigned x;
+};
+inline HostIndex blockIdx, threadIdx, blockDim;
+using std::min;
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
+
+// What test_sanitizers.py puts in the place of kernel<<<blocks, threads, 0, stream>>>(argument). Last block and thread
+// first: CUDA promises no order, and a race would show.
+template <typename Argument>
+void launch_on_host(void (*kernel)(Argument), unsigned blocks, unsigned threads, cudaStream_t,
+                    const Argument& argument) {
+  blockDim.x = threads;
+  for (blockIdx.x = blocks; blockIdx.x-- > 0;) {
+    for (threadIdx.x = threads; threadIdx.x-- > 0;) kernel(argument);
+  }
+}

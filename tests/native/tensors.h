@@ -1,0 +1,171 @@
+// Tensors for the native tests: raw memory between guard bytes, filled from integers, read as double. Must not know
+// what a step does.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "asgd_kernel.h"
+#include "check.h"
+#include "half.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) static_cast<void>(0)
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) static_cast<void>(0)
+#endif
+
+namespace native_test {
+
+using paddle_asgd::DType;
+
+// Splitmix64: the same numbers with every compiler and library.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t next() {
+    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  // In [-1, 1), of very different magnitudes.
+  double number() {
+    const int exponent = static_cast<int>(next() % 24);
+    return std::ldexp(static_cast<double>(static_cast<int64_t>(next()) >> 10), -53 - exponent);
+  }
+  // Multiples of 1/4 in [-2, 2): their sums are exact in any order and any format.
+  double quarter() { return std::ldexp(static_cast<double>(next() % 16) - 8, -2); }
+
+ private:
+  uint64_t state_;
+};
+
+// Elements of one type, `offset` elements behind 16-byte alignment. Before and behind lie guard bytes.
+class Buffer {
+ public:
+  Buffer(DType dtype, int64_t count, int64_t offset = 0)
+      : dtype_(dtype),
+        size_(count * element()),
+        left_(kGuard + offset * element()),
+        bytes_(left_ + size_ + kGuard, kFill) {
+    ASAN_POISON_MEMORY_REGION(bytes_.data(), left_);
+    ASAN_POISON_MEMORY_REGION(bytes_.data() + left_ + size_, kGuard);
+    std::memset(begin(), 0, size_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    ASAN_UNPOISON_MEMORY_REGION(bytes_.data(), bytes_.size());
+    for (size_t i = 0; i < bytes_.size(); ++i) {
+      const bool guard = i < left_ || i >= left_ + size_;
+      CHECK(!guard || bytes_[i] == kFill, "written %zd bytes from the begin of %zu", static_cast<ssize_t>(i - left_),
+            size_);
+    }
+  }
+
+  // Null when empty, as Paddle has it.
+  void* data() const { return size_ == 0 ? nullptr : begin(); }
+  std::string bytes() const { return std::string(reinterpret_cast<const char*>(begin()), size_); }
+  double at(int64_t i) const { return read(bytes_.data() + left_, dtype_, i); }
+
+  static double read(const void* memory, DType dtype, int64_t i) {
+    switch (dtype) {
+      case DType::kFloat64:
+        return element_at<double>(memory, i);
+      case DType::kFloat16:
+        return paddle_asgd::widen(element_at<paddle_asgd::Float16>(memory, i));
+      case DType::kBFloat16:
+        return paddle_asgd::widen(element_at<paddle_asgd::BFloat16>(memory, i));
+      case DType::kFloat32:
+        break;
+    }
+    return element_at<float>(memory, i);
+  }
+
+  void put(int64_t i, double value) {
+    uint8_t* where = begin() + i * element();
+    const float single = static_cast<float>(value);
+    paddle_asgd::Float16 half;
+    paddle_asgd::BFloat16 brain;
+    paddle_asgd::narrow(single, &half);
+    paddle_asgd::narrow(single, &brain);
+    const void* from[] = {&single, &value, &half, &brain};  // in the order of DType
+    std::memcpy(where, from[static_cast<int>(dtype_)], element());
+  }
+
+ private:
+  template <typename S>
+  static S element_at(const void* memory, int64_t i) {
+    S value;
+    std::memcpy(&value, static_cast<const uint8_t*>(memory) + i * sizeof(S), sizeof(S));
+    return value;
+  }
+  size_t element() const { return dtype_ == DType::kFloat64 ? 8 : dtype_ == DType::kFloat32 ? 4 : 2; }
+  uint8_t* begin() const { return const_cast<uint8_t*>(bytes_.data()) + left_; }
+
+  static constexpr size_t kGuard = 64;
+  static constexpr uint8_t kFill = 0xa5;
+  DType dtype_;
+  size_t size_;
+  size_t left_;
+  std::vector<uint8_t> bytes_;
+};
+
+// The combinations of storage types that the kernels know.
+struct Types {
+  const char* name;
+  DType param;
+  DType grad;
+  bool master;
+  DType compute() const { return param == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
+};
+constexpr Types kTypes[] = {{"float32", DType::kFloat32, DType::kFloat32, false},
+                            {"float64", DType::kFloat64, DType::kFloat64, false},
+                            {"float16", DType::kFloat16, DType::kFloat16, false},
+                            {"float16 master", DType::kFloat16, DType::kFloat16, true},
+                            {"float16 grad32", DType::kFloat16, DType::kFloat32, false},
+                            {"float16 grad32 master", DType::kFloat16, DType::kFloat32, true},
+                            {"bfloat16", DType::kBFloat16, DType::kBFloat16, false},
+                            {"bfloat16 master", DType::kBFloat16, DType::kBFloat16, true},
+                            {"bfloat16 grad32", DType::kBFloat16, DType::kFloat32, false},
+                            {"bfloat16 grad32 master", DType::kBFloat16, DType::kFloat32, true}};
+
+// One parameter with gradient and state. Offsets differ between its buffers, so that none is aligned like another.
+struct Tensor {
+  Tensor(const Types& types_, int64_t numel_, int64_t n, int64_t offset)
+      : types(types_),
+        numel(numel_),
+        param(types.param, numel, offset),
+        grad(types.grad, numel, 2 * offset),
+        d(types.compute(), numel, 3 * offset),
+        y(types.grad, n * numel, offset),
+        master(DType::kFloat32, types.master ? numel : 0, 3 * offset) {}
+
+  void set_weight(int64_t e, double value) {
+    param.put(e, value);
+    if (types.master) master.put(e, value);
+  }
+  const Buffer& weights() const { return types.master ? master : param; }
+  // Everything that a step may change.
+  std::string bytes() const {
+    return param.bytes() + d.bytes() + y.bytes() + master.bytes() + std::string(reinterpret_cast<const char*>(&m), 8);
+  }
+  paddle_asgd::TensorArgs args() {
+    return {param.data(), grad.data(), d.data(),  y.data(), &m, types.master ? master.data() : nullptr,
+            numel,        types.param, types.grad};
+  }
+
+  Types types;
+  int64_t numel;
+  Buffer param, grad, d, y, master;
+  int64_t m = 0;
+};
+
+using Tensors = std::vector<std::unique_ptr<Tensor>>;
+
+}  // namespace native_test

@@ -1,0 +1,170 @@
+"""Checkpoints that do not fit: refused as a whole, by name, with everything as it was. The table is the test."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import numpy as np
+import paddle
+import pytest
+from test_checkpoint import BY_ORDER, STOP, Run, one_warning
+from test_refusals import assert_refused, table
+
+from paddle_asgd import ASGD
+
+
+def key_of(state: dict, run: Run, name: str) -> str:
+    """The entry of the third parameter, so that two might have been written before it is looked at."""
+    (key,) = [key for key in state if key.startswith(run.params[2].name + "_") and f"_{name}_" in key]
+    return key
+
+
+def entry(name: str, change: Callable[[Any], Any]) -> Callable:
+    def bad(state: dict, run: Run) -> None:
+        key = key_of(state, run, name)
+        state[key] = change(state[key])
+
+    return bad
+
+
+def missing(name: str) -> Callable:
+    return lambda state, run: state.pop(key_of(state, run, name))
+
+
+def added(**entries: Any) -> Callable:
+    return lambda state, run: state.update({k: v() if callable(v) else v for k, v in entries.items()})
+
+
+def without(key: str) -> Callable:
+    return lambda state, run: state.pop(key)
+
+
+def master(change: Callable[[dict, str], Any]) -> Callable:
+    return lambda state, run: change(state["master_weights"], run.params[2].name)
+
+
+def twice(state: dict, run: Run) -> None:
+    state[f"{run.params[2].name}_d_7"] = state[key_of(state, run, "d")]
+
+
+def parameter_gone(state: dict, run: Run) -> None:
+    for name in "dym":
+        state.pop(key_of(state, run, name))
+
+
+def renamed(state: dict, run: Run, keep: int) -> None:
+    """All but ``keep`` parameters are unknown."""
+    for i, param in enumerate(run.params[keep:]):
+        for key in [key for key in state if key.startswith(param.name + "_")]:
+            state[key.replace(param.name, f"foreign_{i}.w_0")] = state.pop(key)
+
+
+def fewer_and_renamed(state: dict, run: Run) -> None:
+    parameter_gone(state, run)
+    renamed(state, run, keep=0)
+
+
+def cleared(tensor: paddle.Tensor) -> paddle.Tensor:
+    tensor._clear_data()
+    return tensor
+
+
+MASTERS = {"dtype": "float16", "multi_precision": True}
+SCHEDULED = {"schedule": True}
+BAD: dict[str, tuple] = {}
+for name in "dym":
+    BAD.update(
+        {
+            f"{name}_missing": ({}, missing(name), f"'{name}'", "third", "missing"),
+            f"{name}_shape": ({}, entry(name, lambda v: paddle.zeros([7, 7], v.dtype)), f"'{name}'", "third", "[7, 7]"),
+            f"{name}_bool": ({}, entry(name, lambda v: v.astype("bool")), f"'{name}'", "third", "bool"),
+            f"{name}_none": ({}, entry(name, lambda v: None), f"'{name}'", "third", "None"),
+            f"{name}_list": ({}, entry(name, lambda v: v.tolist()), f"'{name}'", "third", "list"),
+            f"{name}_strings": ({}, entry(name, lambda v: np.array(["a"])), f"'{name}'", "third"),
+            f"{name}_cleared": ({}, entry(name, cleared), f"'{name}'", "third"),
+        }
+    )
+for value in (4, paddle.to_tensor(4), np.int64(4), 3.5, "abc", [3]):
+    text = "4" if isinstance(value, (paddle.Tensor, np.integer)) else str(value)
+    BAD[f"batch_num_{type(value).__name__}_{text}"] = ({}, added(batch_num=value), "batch_num", text)
+for value in ("x", 3, {}, {"last_epoch": 5}, []):
+    BAD[f"scheduler_{value!r}"] = (SCHEDULED, added(LR_Scheduler=value), "LR_Scheduler")
+for value in (None, [], "x"):
+    BAD[f"masters_{value!r}"] = (MASTERS, added(master_weights=value), "master_weights", type(value).__name__)
+BAD.update(
+    {
+        "d_int32": ({}, entry("d", lambda v: v.astype("int32")), "'d'", "third", "int32", "float32"),
+        "y_float64": ({}, entry("y", lambda v: v.astype("float64")), "'y'", "third", "float64", "float32"),
+        "y_float16": ({}, entry("y", lambda v: v.astype("float16")), "'y'", "third", "float16", "float32"),
+        "y_bfloat16_for_float16": (MASTERS, entry("y", lambda v: v.astype("bfloat16")), "'y'", "third", "bfloat16"),
+        "m_int32": ({}, entry("m", lambda v: v.astype("int32")), "'m'", "third", "int32", "int64"),
+        "m_negative": ({}, entry("m", lambda v: v - 5), "'m'", "third", "-1"),
+        "twice": ({}, twice, "third", "_d_7"),
+        "parameter_missing": ({}, parameter_gone, "third", "missing"),
+        "foreign_parameter": ({}, added(**{"foreign.w_0_d_0": lambda: paddle.ones([3, 2])}), "foreign.w_0"),
+        "foreign_entry": ({}, added(moment=lambda: paddle.ones([3, 2])), "'moment'"),
+        "key_no_string": ({}, lambda state, run: state.update({5: paddle.ones([2])}), "5"),
+        "some_renamed": ({}, lambda state, run: renamed(state, run, keep=2), "foreign_0.w_0"),
+        "fewer_and_renamed": ({}, fewer_and_renamed, "foreign_0.w_0", "3", "4"),
+        "empty": ({}, lambda state, run: state.clear(), "no state"),
+        "scheduler_missing": (SCHEDULED, without("LR_Scheduler"), "LR_Scheduler", "missing", "ExponentialDecay"),
+        "masters_missing": (MASTERS, without("master_weights"), "master_weights", "missing"),
+        "master_missing": (MASTERS, master(lambda m, k: m.pop(k)), "master_weights", "third", "missing"),
+        "master_foreign": (MASTERS, master(lambda m, k: m.update(foreign=m[k])), "master_weights", "'foreign'"),
+        "master_shape": (MASTERS, master(lambda m, k: m.update({k: paddle.ones([7])})), "third", "[7]", "[3, 2]"),
+        "master_int": (MASTERS, master(lambda m, k: m.update({k: m[k].astype("int32")})), "third", "int32"),
+        "master_string": (MASTERS, master(lambda m, k: m.update({k: "x"})), "third", "str"),
+        "master_of_no_use": (
+            {},
+            lambda state, run: state.update(master_weights={run.params[2].name: paddle.ones([3, 2])}),
+            "third",
+            "multi_precision=False",
+        ),
+    }
+)
+
+
+@table(BAD)
+def test_refused(row: tuple) -> None:
+    kind, spoil, *pieces = row
+    run = Run(**kind)
+    run.train(range(STOP))
+    state = run.copied_state()
+    run.train(range(STOP, STOP + 2))
+    spoil(state, run)
+    before = run.content(), sorted(run.optimizer.state_dict()), run.scheduler and dict(run.scheduler.state_dict())
+    pieces = [run.params[2].name if piece == "third" else piece for piece in pieces]
+    assert_refused(lambda: run.optimizer.set_state_dict(state), ValueError, ["set_state_dict", *pieces])
+    after = run.content(), sorted(run.optimizer.state_dict()), run.scheduler and dict(run.scheduler.state_dict())
+    assert after == before
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 3], ids=repr)
+def test_no_dict(value: Any) -> None:
+    run = Run()
+    assert_refused(lambda: run.optimizer.set_state_dict(value), TypeError, ["set_state_dict", type(value).__name__])
+
+
+def test_scheduler_entry_without_a_scheduler() -> None:
+    with paddle.utils.unique_name.guard():
+        straight = Run(schedule=True)
+        straight.train(range(STOP))
+    with paddle.utils.unique_name.guard():
+        resumed = Run()
+    with one_warning("'LR_Scheduler' is not used"):
+        resumed.optimizer.set_state_dict(straight.optimizer.state_dict())
+    resumed.take_parameters(straight)
+    assert resumed.content()[:2] == straight.content()[:2]
+    assert resumed.optimizer.get_lr() == 0.1
+
+
+def test_misshapen_by_order() -> None:
+    """The order is trusted only as far as the shapes agree."""
+    run = Run()
+    run.train(range(STOP))
+    state = run.copied_state()
+    params = list(reversed([paddle.to_tensor(p.numpy(), stop_gradient=False) for p in run.params]))
+    optimizer = ASGD(0.1, 3, params)
+    with one_warning(BY_ORDER):
+        assert_refused(lambda: optimizer.set_state_dict(state), ValueError, [params[0].name, "[3, 2]", "[]"])
+    assert set(optimizer.state_dict()) == {"batch_num"}

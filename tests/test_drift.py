@@ -1,0 +1,102 @@
+"""The running sum d against the sum of the history y, over many steps and after what is not finite. What x becomes is
+not looked at; that is test_asgd.py's."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_asgd import native
+
+N = 100
+#: Within so many steps every sum is computed anew (csrc/asgd_formula.h, kRefreshPasses).
+REFRESH = 4 * N
+#: Six refresh units, the last one not full.
+SIZE = 5 * 64 + 13
+BAR = 1e-6
+
+
+class History:
+    """Some parameters that only take steps, by the native call alone: a million of them must not take long."""
+
+    def __init__(self, count: int) -> None:
+        self.params = [paddle.zeros([SIZE]) for _ in range(count)]
+        self.d = [paddle.zeros([SIZE]) for _ in range(count)]
+        self.y = [paddle.zeros([N, SIZE]) for _ in range(count)]
+        self.m = [paddle.zeros([1], dtype="int64") for _ in range(count)]
+
+    def step(self, grads: list[paddle.Tensor]) -> None:
+        native.asgd_update(self.params, grads, self.d, self.y, self.m, None, 0.001, 0.1)
+
+    def drift(self) -> list[float]:
+        """For each parameter the largest |d - sum(y)| / sum(|y|) of its elements."""
+        result = []
+        for d, y in zip(self.d, self.y):
+            y64 = y.numpy().astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                error = np.abs(d.numpy() - y64.sum(axis=0)) / np.abs(y64).sum(axis=0)
+            result.append(np.nan_to_num(error, nan=np.inf).max())
+        return result
+
+
+def pool(draw: Callable[[], np.ndarray], count: int = 1009) -> list[paddle.Tensor]:
+    """Gradients to take turns. A prime number of them: a slot of the history sees them all."""
+    return [paddle.to_tensor(draw().astype(np.float32)) for _ in range(count)]
+
+
+@pytest.mark.timeout(120)
+def test_a_million_steps() -> None:
+    """With gradients around 0, and with gradients that all have one sign, whose sum is as large as it can be.
+
+    Each of the latter is rounded to the sum's last place when it enters and again when it leaves. The two cancel, so
+    the error does not grow: that of N numbers rounded to 2^-23 of the sum; 5 standard deviations of it are allowed.
+    """
+    random = np.random.default_rng(1)
+    around_zero = pool(lambda: random.normal(0, 1, SIZE))
+    one_sign = pool(lambda: random.normal(1, 0.1, SIZE))
+    pairs = [list(pair) for pair in zip(around_zero, one_sign)]
+    history = History(2)
+    worst = np.zeros(2)
+    for step in range(1_000_000):
+        history.step(pairs[step % 1009])
+        if step % 9973 == 9972:
+            worst = np.maximum(worst, history.drift())
+    assert [m.item() for m in history.m] == [1_000_000] * 2
+    worst = np.maximum(worst, history.drift())
+    assert worst[0] <= BAR
+    assert worst[1] <= 5 * np.sqrt(N / 12) * 2.0**-23
+
+
+def test_shrinking_gradients() -> None:
+    """From 1e3 to 1e-3: what rounding of the large ones left behind must not outweigh the small ones."""
+    random = np.random.default_rng(2)
+    grads = [
+        paddle.to_tensor((random.normal(0, 1, SIZE) * s).astype("float32")) for s in np.geomspace(1e3, 1e-3, 20_000)
+    ]
+    history = History(1)
+    for step, grad in enumerate(grads):
+        history.step([grad])
+        if step >= N and step % 97 == 0:
+            assert max(history.drift()) <= BAR
+    assert max(history.drift()) <= BAR
+
+
+@pytest.mark.parametrize("bad", [1e30, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("start", [0, 350, 437])
+def test_what_entered_once_leaves_no_trace(bad: float, start: int) -> None:
+    """Its slot is overwritten n steps later, and after one refresh more the sum knows nothing of it."""
+    random = np.random.default_rng(3)
+    grads = pool(lambda: random.normal(0, 1, SIZE))
+    history = History(1)
+    for step in range(start):
+        history.step([grads[step % 1009]])
+    history.step([paddle.full([SIZE], bad)])
+    for step in range(start + 1, start + 1 + N):
+        history.step([grads[step % 1009]])
+    assert max(history.drift()) > BAR, "the slot is overwritten, and already nothing is left"
+    for step in range(start + 1 + N, start + N + REFRESH):
+        history.step([grads[step % 1009]])
+    assert max(history.drift()) <= BAR

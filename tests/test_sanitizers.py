@@ -1,0 +1,168 @@
+"""Compiles csrc without Paddle and runs the native tests: under sanitizers, and in builds that must agree in every bit.
+
+Must not compute anything of a step: that is done in tests/native, whose programs say what is wrong and exit with 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+NATIVE = ROOT / "tests" / "native"
+GXX = shutil.which("g++")
+NVCC = shutil.which("nvcc")
+
+# No clones: the loader chooses them before a sanitizer is ready.
+SANITIZED = ("-Og", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DPADDLE_ASGD_NO_CLONES")
+NO_CLONES = ("-O3", "-DPADDLE_ASGD_NO_CLONES")
+# The kernel as setup.py builds it, without vector code, and each clone that it may become on another processor.
+BUILDS = {
+    "clones": ("-O3",),
+    "O0": ("-O0", "-DPADDLE_ASGD_NO_CLONES"),
+    "default": NO_CLONES,
+    "v3": (*NO_CLONES, "-march=x86-64-v3"),
+    "v4": (*NO_CLONES, "-march=x86-64-v4"),
+}
+NEEDED = {"v3": {"avx2", "fma", "f16c", "bmi2"}, "v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}}
+PROGRAMS = ["half", "formula", "step cpu", "step cuda", "promises cpu", "promises cuda"]
+
+needs_gxx = pytest.mark.skipif(GXX is None, reason="no g++ on PATH")
+
+
+def flags_of_setup(name: str) -> list[str]:
+    """A list of flags that setup.py builds with, read and not run."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise LookupError(f"setup.py has no {name}")
+
+
+def call(*command: str | Path) -> str:
+    """Run and return what was printed; fail with that and with what was said on the error stream."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False
+    )
+    said = f"{' '.join(map(str, command))} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+    if done.returncode != 0:
+        pytest.fail(said, pytrace=False)
+    return done.stdout
+
+
+class Workshop:
+    """A folder of objects and programs, each made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # g++ knows no <<< >>>, and the nvcc of no machine knows a sanitizer for the host.
+        launch = r"(\w+(?:<[\w, ]+>)?)<<<(.+?), (\w+), 0, stream>>>\("
+        source = (CSRC / "asgd_cuda.cu").read_text()
+        source, self.launches = re.subn(launch, r"launch_on_host(\1, \2, \3, stream, ", source)
+        self.cuda_on_host = folder / "asgd_cuda_on_host.cc"
+        self.cuda_on_host.write_text(source)
+
+    def _make(self, product: str, inputs: list[Path], flags: tuple[str, ...]) -> Path:
+        target = self.folder / product
+        if not target.exists():
+            flags = (*flags_of_setup("CXX_FLAGS"), *flags, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+            include = [f"-I{folder}" for folder in (CSRC, NATIVE, NATIVE / "cuda_on_host")]
+            call(GXX, *flags, *include, *inputs, "-o", target)
+        return target
+
+    def _object(self, source: Path, build: str, flags: tuple[str, ...]) -> Path:
+        return self._make(f"{source.stem}_{build}.o", [source], (*flags, "-c"))
+
+    def sanitized(self, program: str) -> Path:
+        """The program of tests/native/test_<program>.cc with both kernels, all under sanitizers."""
+        kernels = [CSRC / "asgd_cpu.cc", self.cuda_on_host] if program in ("step", "promises") else []
+        objects = [self._object(source, "sanitized", SANITIZED) for source in kernels]
+        return self._make(f"{program}_sanitized", [NATIVE / f"test_{program}.cc", *objects], SANITIZED)
+
+    def optimised(self, program: str, build: str) -> Path:
+        """The same with the CPU's kernel in one of BUILDS; what is around it is always built alike."""
+        around = [NATIVE / f"test_{program}.cc", self.cuda_on_host]
+        objects = [self._object(source, "around", ("-Og",)) for source in around]
+        objects.append(self._object(CSRC / "asgd_cpu.cc", build, BUILDS[build]))
+        return self._make(f"{program}_{build}", objects, ())
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="module")
+def sanitizers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    source = tmp_path_factory.mktemp("probe") / "empty.cc"
+    source.write_text("int main() { return 0; }")
+    probe = [GXX, "-fsanitize=address,undefined", str(source), "-o", str(source.with_suffix(""))]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        pytest.skip("g++ has no sanitizers here (libasan, libubsan)")
+
+
+def skip_unless_runs(build: str) -> None:
+    if build in ("default", "O0"):
+        return
+    if platform.machine() != "x86_64":
+        pytest.skip("instruction sets of x86-64")
+    cpuinfo = Path("/proc/cpuinfo")
+    missing = NEEDED.get(build, set()) - set(cpuinfo.read_text().split() if cpuinfo.exists() else ())
+    if missing:
+        pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+
+
+@needs_gxx
+@pytest.mark.usefixtures("sanitizers")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_sanitizer_complains(workshop: Workshop, program: str) -> None:
+    name, *arguments = program.split()
+    call(workshop.sanitized(name), *arguments)
+
+
+@needs_gxx
+@pytest.mark.usefixtures("sanitizers")
+@pytest.mark.parametrize("build", BUILDS)
+def test_every_build_gives_the_same_bits(workshop: Workshop, build: str) -> None:
+    skip_unless_runs(build)
+    expected = call(workshop.sanitized("step"), "cpu", "checksums")
+    assert len(set(expected.splitlines())) == 10  # combinations of storage types
+    assert call(workshop.optimised("step", build), "cpu", "checksums") == expected
+
+
+@needs_gxx
+def test_cuda_kernel_gives_the_bits_of_the_cpu(workshop: Workshop) -> None:
+    program = workshop.optimised("step", "default")
+    assert workshop.launches == (CSRC / "asgd_cuda.cu").read_text().count("<<<")
+    assert call(program, "cuda", "checksums") == call(program, "cpu", "checksums")
+
+
+@needs_gxx
+@pytest.mark.parametrize("program", ["step", "promises"])
+def test_kernel_as_it_is_shipped(workshop: Workshop, program: str) -> None:
+    call(workshop.optimised(program, "clones"), "cpu")
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_cuda_source_compiles_alone_and_without_contraction(tmp_path: Path, architecture: str) -> None:
+    for name in ("asgd_cuda.cu", "asgd_kernel.h", "asgd_formula.h", "half.h"):
+        shutil.copy(CSRC / name, tmp_path)
+    call(
+        *(NVCC, *flags_of_setup("NVCC_FLAGS"), f"-arch={architecture}", "-Werror", "all-warnings"),
+        *("--keep", "--keep-dir", tmp_path, "-c", tmp_path / "asgd_cuda.cu", "-o", tmp_path / "asgd_cuda.o"),
+    )
+    operations = re.findall(r"\b(?:add|sub|mul|fma|mad)\.[\w.]*f(?:32|64)\b", (tmp_path / "asgd_cuda.ptx").read_text())
+    # Without .rn the assembler, or the driver years later, may still fuse a product and a sum.
+    assert set(operations) == {f"{name}.rn.f{bits}" for name in ("add", "sub", "mul") for bits in (32, 64)}
+
+
+def test_only_one_native_file_knows_paddle() -> None:
+    knows = {path.name for path in CSRC.iterdir() if re.search(r"#include [<\"]paddle/", path.read_text())}
+    assert knows == {"paddle_op.cc"}
