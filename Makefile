@@ -1,0 +1,63 @@
+# make demo | test | bench | lint: each makes .venv, builds what it needs and does its job. Quick the second time.
+# Must not hold what pip, setup.py or pytest can say in their own files.
+
+PADDLE ?= paddlepaddle==3.3.1
+PYTHON ?= python3
+VENV   ?= .venv
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+# Paddle 2.6 was built against the NumPy and protobuf of its time, and does not say so.
+PINS := $(if $(findstring ==2.,$(PADDLE)),"numpy<2" "protobuf<5")
+NATIVE := $(wildcard csrc/*.h csrc/*.cc csrc/*.cu)
+
+.PHONY: help demo test bench lint clean
+
+help:
+	@echo "make demo   train on handwritten digits, beside SGD: accuracy and a plot of the loss"
+	@echo "make test   the whole test suite"
+	@echo "make bench  time a step beside Paddle's and torch's optimizers"
+	@echo "make lint   ruff and clang-format"
+	@echo "make clean  remove $(VENV) and what was built"
+	@echo "Another Paddle: make demo PADDLE=paddlepaddle-gpu==3.3.1"
+
+demo: $(VENV)/built
+	$(PY) examples/train_digits.py
+
+test: $(VENV)/built
+	$(PY) -m pytest --durations=5
+
+bench: $(VENV)/built
+	$(PY) -m benchmarks
+
+lint: $(VENV)/linters
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/native/*.h tests/native/*.cc benchmarks/*.cc)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info paddle_asgd/*.so
+
+# ---- The environment: a stamp for each step, made again when what it depends on is newer ------------------------------
+
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip setuptools wheel
+	touch $@
+
+# Named after the version, so that another PADDLE is installed and built for.
+$(VENV)/$(PADDLE): $(VENV)/python
+	rm -f $(VENV)/paddlepaddle*
+	$(PY) -m pip --quiet uninstall --yes paddlepaddle paddlepaddle-gpu 2>/dev/null
+	$(PIP) "$(PADDLE)" $(PINS)
+	touch $@
+
+# Editable: changed Python files need no build.
+$(VENV)/built: $(VENV)/$(PADDLE) setup.py pyproject.toml $(NATIVE)
+	$(PIP) --group test $(PINS)
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/linters: $(VENV)/python pyproject.toml
+	$(PIP) --group lint
+	touch $@
