@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import setup
@@ -35,6 +36,16 @@ def cuda_home() -> Path:
         "$CUDA_HOME, beside nvcc, or in /usr/local/cuda*. Install the toolkit or set CUDA_HOME; "
         "PADDLE_ASGD_CPU_ONLY=1 builds without CUDA."
     )
+
+
+def machine_code(toolkit: Path) -> list[str]:
+    """Code for the first GPU of each generation from Volta on that this nvcc knows; it runs on all of a generation."""
+    listed = subprocess.run([toolkit / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = sorted(int(name.rpartition("_")[2]) for name in listed.stdout.split())
+    first = {arch // 10: arch for arch in reversed(known) if arch >= 70}
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in sorted(first.values())]
+    # And PTX of the last, for GPUs yet to come.
+    return [*flags, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
 
 
 try:
@@ -90,7 +101,7 @@ def native_module() -> object:
         toolkit = cuda_home()
         nvcc = list(NVCC_FLAGS)
         if not os.environ.get("PADDLE_CUDA_ARCH_LIST"):
-            nvcc.append("-arch=all-major")
+            nvcc += machine_code(toolkit)
         module = CUDAExtension(
             sources=[*sources, "csrc/asgd_cuda.cu"],
             # From CUDA 13 on, libcu++ lies in a folder of its own, and Paddle's headers ask for it.

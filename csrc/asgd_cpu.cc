@@ -27,6 +27,15 @@ T load(const Scalar& scalar) {
                                          : static_cast<T>(*static_cast<const float*>(scalar.data));
 }
 
+// A history is read across its slots, a pattern that no hardware prefetcher follows.
+constexpr int64_t kPrefetchSlots = 8;
+
+template <typename G>
+PADDLE_ASGD_INLINE void prefetch_unit(const G* unit) {
+  const char* bytes = reinterpret_cast<const char*>(unit);
+  for (size_t line = 0; line < kRefreshUnit * sizeof(G); line += 64) __builtin_prefetch(bytes + line);
+}
+
 // x is the master weight where there is one, else the parameter itself.
 template <typename P, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void descend_element(P* param, T* master, T d, Coefficients<T> c, int64_t e) {
@@ -46,20 +55,24 @@ PADDLE_ASGD_INLINE void update(P* __restrict__ param, const G* __restrict__ grad
   }
 }
 
-// The same for a range whose sums are recomputed from the history. Slots outside, elements inside: each slot is read
-// in runs, and the double accumulators stay in the first-level cache.
+// The same for a range whose sums are recomputed from the history: one unit at a time, slots outside, elements inside.
 template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void update_refreshed(P* __restrict__ param, const G* __restrict__ grad, T* __restrict__ d,
                                          G* __restrict__ y, T* __restrict__ master, Coefficients<T> c, Range range,
                                          int64_t slot, int64_t n, int64_t numel) {
-  constexpr int64_t kBlock = 4 * kRefreshUnit;
-  for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
-    const int64_t length = std::min(kBlock, range.end - begin);
-    double sum[kBlock] = {};
-    std::copy(grad + begin, grad + begin + length, y + slot * numel + begin);
+  std::copy(grad + range.begin, grad + range.end, y + slot * numel + range.begin);
+  for (int64_t begin = range.begin; begin < range.end; begin += kRefreshUnit) {
+    const int64_t length = std::min(kRefreshUnit, range.end - begin);
+    double sum[kRefreshUnit] = {};
     for (int64_t i = 0; i < n; ++i) {
-      const G* __restrict__ y_i = y + i * numel + begin;
-      for (int64_t j = 0; j < length; ++j) sum[j] += static_cast<double>(widen(y_i[j]));
+      const G* y_i = y + i * numel + begin;
+      if (i + kPrefetchSlots < n) prefetch_unit(y_i + kPrefetchSlots * numel);
+      if (length == kRefreshUnit) {
+        // A length known to the compiler keeps the sums in registers.
+        for (int64_t j = 0; j < kRefreshUnit; ++j) sum[j] += static_cast<double>(widen(y_i[j]));
+      } else {
+        for (int64_t j = 0; j < length; ++j) sum[j] += static_cast<double>(widen(y_i[j]));
+      }
     }
     for (int64_t j = 0; j < length; ++j) {
       d[begin + j] = static_cast<T>(sum[j]);
@@ -82,7 +95,7 @@ PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const StepArgs& step) {
   update<P, G, T, kMaster>(param, grad, d, y_i, master, c, Range{0, fresh.begin});
   update_refreshed<P, G, T, kMaster>(param, grad, d, y, master, c, fresh, slot, n, t.numel);
   update<P, G, T, kMaster>(param, grad, d, y_i, master, c, Range{fresh.end, t.numel});
-  *t.m = m + 1;
+  *t.m = next_step(m);
 }
 
 // Function templates cannot be cloned, so each combination of storage types gets a function of its own.

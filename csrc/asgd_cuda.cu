@@ -14,7 +14,7 @@ namespace {
 constexpr int kThreads = 256;
 // Elements of one tensor that one block updates. Small enough to balance tensors of very different sizes, large enough
 // to pay for the search of the tensor.
-constexpr int64_t kChunk = 8192;
+constexpr int64_t kChunk = 4096;
 
 // The tensors of a launch travel as its argument: no copy to the device, nothing to keep alive. CUDA 12.1 raised the
 // limit on arguments from 4 KiB to 32,764 bytes for Volta and later.
@@ -31,6 +31,13 @@ constexpr bool kLargeArguments = large_arguments();
 constexpr bool kLargeArguments = false;
 #endif
 constexpr int kMaxTensors = kLargeArguments ? 480 : 56;
+
+// Tells the compiler that the argument is never written, so that it need not be copied to be indexed.
+#if CUDART_VERSION >= 11070 && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700)
+#define PADDLE_ASGD_GRID_CONSTANT __grid_constant__
+#else
+#define PADDLE_ASGD_GRID_CONSTANT
+#endif
 
 struct Launch {
   TensorArgs tensors[kMaxTensors];
@@ -70,10 +77,29 @@ struct Typed {
   Range fresh;
   Coefficients<T> c;
 
-  __device__ T refreshed_sum(int64_t e) const {
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(widen(y[i * numel + e]));
-    return static_cast<T>(sum);
+  // Slots outside, elements inside, so that the loads of several slots are under way at once.
+  template <int kCount>
+  __device__ Vector<T, kCount> refreshed_sum(int64_t e) const {
+    double sum[kCount] = {};
+    // The slots behind the first are aligned only if a slot is a multiple of a vector.
+    const bool vectors = numel % kCount == 0;
+#pragma unroll 4
+    for (int64_t i = 0; i < n; ++i) {
+      const G* y_i = y + i * numel + e;
+      Vector<G, kCount> stored;
+      if (vectors) {
+        stored = *reinterpret_cast<const Vector<G, kCount>*>(y_i);
+      } else {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) stored.at[k] = y_i[k];
+      }
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) sum[k] += static_cast<double>(widen(stored.at[k]));
+    }
+    Vector<T, kCount> result;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) result.at[k] = static_cast<T>(sum[k]);
+    return result;
   }
 
   template <int kCount>
@@ -92,10 +118,14 @@ struct Typed {
       for (int k = 0; k < kCount; ++k) x.at[k] = widen(rounded.at[k]);
     }
     // A refresh unit is a multiple of every vector's length, so one comparison speaks for all of its elements.
-    const bool refresh = e >= fresh.begin && e < fresh.end;
+    if (e >= fresh.begin && e < fresh.end) {
+      sum = refreshed_sum<kCount>(e);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) sum.at[k] = replace_gradient<T>(sum.at[k], widen(old.at[k]), widen(g.at[k]));
+    }
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
-      sum.at[k] = refresh ? refreshed_sum(e + k) : replace_gradient<T>(sum.at[k], widen(old.at[k]), widen(g.at[k]));
       x.at[k] = descend<T>(x.at[k], sum.at[k], c);
       narrow(x.at[k], &rounded.at[k]);
     }
@@ -126,7 +156,7 @@ __device__ int find_tensor(const Launch& launch, int32_t block) {
 }
 
 template <typename P, typename G, typename T>
-__global__ void __launch_bounds__(kThreads) step_tensors(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(kThreads) step_tensors(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   if (launch.found_inf != nullptr && *launch.found_inf) return;
   const int index = find_tensor(launch, blockIdx.x);
   const TensorArgs& t = launch.tensors[index];
@@ -157,9 +187,11 @@ __global__ void __launch_bounds__(kThreads) step_tensors(const __grid_constant__
 }
 
 // A launch of its own: within step_tensors some block might still have to read a counter that another advanced.
-__global__ void advance_counters(const __grid_constant__ Launch launch) {
+__global__ void advance_counters(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   if (launch.found_inf != nullptr && *launch.found_inf) return;
-  for (int t = threadIdx.x; t < launch.count; t += blockDim.x) ++*launch.tensors[t].m;
+  for (int t = threadIdx.x; t < launch.count; t += blockDim.x) {
+    *launch.tensors[t].m = next_step(*launch.tensors[t].m);
+  }
 }
 
 template <typename P, typename G, typename T>
@@ -221,7 +253,9 @@ cudaError_t step_of_types(const StepArgs& step, DType param, DType grad, cudaStr
 
 const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
   int previous = 0;
-  cudaError_t error = cudaGetDevice(&previous);
+  // An error that somebody else left behind would be taken for that of a launch, between the two launches of a step.
+  cudaError_t error = cudaPeekAtLastError();
+  if (error == cudaSuccess) error = cudaGetDevice(&previous);
   if (error == cudaSuccess) error = cudaSetDevice(device);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   constexpr DType kTypes[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},

@@ -18,7 +18,11 @@ PADDLE_ASGD_HOST_DEVICE int64_t slot_of_step(int64_t m, int64_t n) {
   return static_cast<int64_t>(static_cast<uint64_t>(m) % static_cast<uint64_t>(n));
 }
 
-// d <- d - y_i + g. In this order: with one batch, where d equals y_i, the result is g exactly.
+// m <- m + 1, without overflow whatever m is.
+PADDLE_ASGD_HOST_DEVICE int64_t next_step(int64_t m) { return static_cast<int64_t>(static_cast<uint64_t>(m) + 1); }
+
+// d <- d - y_i + g. In this order: with one batch, where d equals y_i, the result is g exactly; and
+// what rounding adds to a sum of many numbers of one sign when g enters, it takes back when g leaves.
 template <typename T>
 PADDLE_ASGD_HOST_DEVICE T replace_gradient(T d, T y_i, T g) {
   return (d - y_i) + g;
@@ -45,11 +49,11 @@ PADDLE_ASGD_HOST_DEVICE T descend(T x, T d, Coefficients<T> c) {
   return x - (c.step * d + c.shrink * x);
 }
 
-// The running sum d gathers one rounding error a step and keeps a NaN for ever. So every step recomputes d as the sum
-// of y for a few elements, in turn, and all of them within kRefreshPasses passes over the batches. A re-sum reads n
-// numbers, and it comes to an element every kRefreshPasses * n steps, so its price does not depend on n: it is
-// 1 / kRefreshPasses of a slot's size a step, against the seven numbers a step moves anyway.
-constexpr int64_t kRefreshPasses = 4;
+// The running sum d gathers rounding errors and keeps a NaN for ever. So every step recomputes d as the sum of y for a
+// few elements, in turn, and comes to all of them within kRefreshPasses passes over the batches. It reads n numbers for
+// an element every kRefreshPasses * n steps, so the price does not grow with n: of the seven numbers that a step moves
+// for every element, it reads one more for every kRefreshPasses-th. Measured: benchmarks/README.md.
+constexpr int64_t kRefreshPasses = 8;
 // Elements are taken in units of four cache lines of float32, so that a re-sum wastes no part of what it fetches.
 constexpr int64_t kRefreshUnit = 64;
 
@@ -58,14 +62,25 @@ struct Range {
   int64_t end;
 };
 
+// The first unit that step `k` of a window of `steps` recomputes. Written without the product units * k, which
+// overflows.
+PADDLE_ASGD_HOST_DEVICE int64_t first_refreshed(int64_t k, int64_t steps, int64_t units) {
+  if (units >= steps) {
+    const int64_t every = units / steps, left = units % steps;
+    return k * every + (k < left ? k : left);
+  }
+  // Fewer units than steps: one unit every so many steps, rather than all of them in a burst.
+  const int64_t stride = steps / units, unit = (k + stride - 1) / stride;
+  return unit < units ? unit : units;
+}
+
 // The elements whose sum this step recomputes. The next step's range begins where this one ends.
 PADDLE_ASGD_HOST_DEVICE Range refresh_range(int64_t m, int64_t n, int64_t numel) {
+  if (numel == 0) return Range{0, 0};
   const int64_t units = (numel + kRefreshUnit - 1) / kRefreshUnit;
-  // No overflow: a history of 2^61 slots does not fit in any memory.
-  const int64_t steps = kRefreshPasses * n;
-  const int64_t elements_a_step = (units + steps - 1) / steps * kRefreshUnit;
-  const int64_t begin = slot_of_step(m, steps) * elements_a_step;
-  const int64_t end = begin + elements_a_step;
+  const int64_t steps = kRefreshPasses * n, k = slot_of_step(m, steps);
+  const int64_t begin = first_refreshed(k, steps, units) * kRefreshUnit;
+  const int64_t end = first_refreshed(k + 1, steps, units) * kRefreshUnit;
   return Range{begin < numel ? begin : numel, end < numel ? end : numel};
 }
 

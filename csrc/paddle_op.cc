@@ -98,11 +98,9 @@ class Check {
   }
 
   void memory(const char* what, const Tensor& t, const DDim& dims, const paddle::Place& place) const {
-    if (!t.initialized()) {
-      // An empty tensor may have no memory, and then no device either.
-      if (t.numel() == 0) return;
-      fail(what, "a tensor without memory", "an initialised tensor");
-    }
+    // An empty tensor may have no memory, and then no device either.
+    if (t.numel() == 0) return;
+    if (!t.initialized()) fail(what, "a tensor without memory", "an initialised tensor");
     // A strided tensor would be copied, and what is written to the copy would be lost without a word.
     if (!is_contiguous(t, dims)) {
       fail(std::string("layout of ") + what, "a strided view", "a contiguous tensor; call .contiguous() on it");

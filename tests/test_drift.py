@@ -13,7 +13,7 @@ from paddle_asgd import native
 
 N = 100
 #: Within so many steps every sum is computed anew (csrc/asgd_formula.h, kRefreshPasses).
-REFRESH = 4 * N
+REFRESH = 8 * N
 #: Six refresh units, the last one not full.
 SIZE = 5 * 64 + 13
 BAR = 1e-6
