@@ -21,11 +21,13 @@ help:
 	@echo "make clean  remove $(VENV) and what was built"
 	@echo "Another Paddle: make demo PADDLE=paddlepaddle-gpu==3.3.1"
 
+# Paddle says at every import that there is no ccache.
 demo: $(VENV)/built
-	$(PY) examples/train_digits.py
+	PYTHONWARNINGS="ignore:No ccache found" $(PY) examples/train_digits.py
 
+# On the CPU, unless the caller names a GPU.
 test: $(VENV)/built
-	$(PY) -m pytest --durations=5
+	CUDA_VISIBLE_DEVICES="$(CUDA_VISIBLE_DEVICES)" $(PY) -m pytest -q --durations=10
 
 bench: $(VENV)/built
 	$(PY) -m benchmarks
@@ -52,11 +54,14 @@ $(VENV)/$(PADDLE): $(VENV)/python
 	$(PIP) "$(PADDLE)" $(PINS)
 	touch $@
 
-# Editable: changed Python files need no build.
-$(VENV)/built: $(VENV)/$(PADDLE) setup.py pyproject.toml $(NATIVE)
+# Editable: changed Python files need no build. The library is younger than this stamp where another environment has
+# built it for another Paddle, and then it must be built again.
+$(VENV)/built: $(VENV)/$(PADDLE) setup.py pyproject.toml $(NATIVE) paddle_asgd/_C.so
 	$(PIP) --group test $(PINS)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
+
+paddle_asgd/_C.so: ;
 
 $(VENV)/linters: $(VENV)/python pyproject.toml
 	$(PIP) --group lint

@@ -1,0 +1,76 @@
+"""Each example runs alone, from any folder, and reaches what it claims. Must not know how an example is written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run an example in this folder, as a user would."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def accuracy(output: str) -> float:
+    """What the digits example says of ASGD, as a fraction."""
+    found = re.search(r"Held-out accuracy: ASGD ([\d.]+)%, SGD [\d.]+%", output)
+    assert found, output
+    return float(found[1]) / 100
+
+
+def test_all_examples_are_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"train_digits.py", "converge_exactly.py"}
+
+
+def test_digits(tmp_path: Path) -> None:
+    """The default run."""
+    done = run("train_digits.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert accuracy(done.stdout) >= 0.97
+    assert (tmp_path / "digits_loss.png").read_bytes().startswith(PNG)
+    # The progress bars.
+    assert re.search(r"ASGD: +100%.*50/50.*accuracy=\d+\.\d+%, loss=0\.\d+", done.stderr), done.stderr
+
+
+def test_digits_too_few_epochs(tmp_path: Path) -> None:
+    """Fails, says why, and draws nevertheless; ``--batch-size`` that does not divide the digits evenly is used."""
+    done = run("train_digits.py", tmp_path, "--epochs=2", "--batch-size=100", "--seed=3", "--output=loss.png")
+    assert done.returncode == 1
+    assert accuracy(done.stdout) < 0.97
+    assert f"{accuracy(done.stdout):.2%}, is below 97%" in done.stderr
+    assert "2 epochs in batches of 100" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--epochs=0", "received 0, expected at least 1"),
+        ("--batch-size=1438", "received 1438, expected 1 to 1437"),
+        ("--output=missing/loss.png", "there is no folder missing"),
+    ],
+)
+def test_digits_refusals(tmp_path: Path, argument: str, message: str) -> None:
+    done = run("train_digits.py", tmp_path, argument)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_converge_exactly(tmp_path: Path) -> None:
+    """ASGD ends at the minimum, SGD does not, whichever its step size."""
+    done = run("converge_exactly.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    excess = [(name, float(value)) for name, value in re.findall(r"^  (A?SGD), .* (\S+)$", done.stdout, re.MULTILINE)]
+    assert [name for name, _ in excess] == ["ASGD", "SGD", "SGD", "SGD"]
+    assert abs(excess[0][1]) < 1e-12
+    assert min(value for _, value in excess[1:]) > 1e-5
+    assert (tmp_path / "converge_exactly.png").read_bytes().startswith(PNG)
