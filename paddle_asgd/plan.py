@@ -6,22 +6,22 @@ Must not compute or decide anything of its own: in the least doubt it steps asid
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from paddle.base.framework import EagerParamBase
 
 from .arguments import is_tensor
 
 if TYPE_CHECKING:
     from .fused import Bucket, FusedOptimizer
 
-_GRADIENT = operator.attrgetter("grad")
-
 
 class StepPlan(NamedTuple):
     """What one full step found, for all trainable parameters in one bucket."""
 
     bucket: Bucket
-    #: what lay on each parameter: its regularizer, and its multiplier of the learning rate
-    own_options: list
+    #: what lay on the parameters
+    multipliers: list
     multi_precision: bool
 
     @classmethod
@@ -36,8 +36,9 @@ class StepPlan(NamedTuple):
             return None
         if any(optimizer._options.of(param).regularizer is not None for param in bucket.params):
             return None
-        own_options = [_own_options(param) for param in bucket.params]
-        return cls(bucket._replace(grads=[]), own_options, optimizer._multi_precision)
+        if not all(isinstance(param, EagerParamBase) for param in bucket.params):
+            return None  # a plain tensor has no options of its own to watch
+        return cls(bucket._replace(grads=[]), _multipliers(bucket.params), optimizer._multi_precision)
 
     def run(self, optimizer: FusedOptimizer) -> bool:
         """Take the step; False if the full way must be gone, and then nothing has been done."""
@@ -46,11 +47,14 @@ class StepPlan(NamedTuple):
             return False
         if not _same(bucket.params, _trainable(optimizer)):
             return False
+        # Lists, for they are built faster than any() asks a generator for its next.
+        if any([param.regularizer is not None for param in bucket.params]):
+            return False
         if any([getattr(param, "main_grad", None) is not None for param in bucket.params]):
             return False
-        if [_own_options(param) for param in bucket.params] != self.own_options:
+        if _multipliers(bucket.params) != self.multipliers:
             return False
-        grads = list(map(_GRADIENT, bucket.params))
+        grads = [param.grad for param in bucket.params]
         if any([grad is None for grad in grads]):
             return False
         rate = optimizer._learning_rate_of_step(bucket.learning_rate)
@@ -62,10 +66,8 @@ class StepPlan(NamedTuple):
         return True
 
 
-def _own_options(param: Any) -> tuple[Any, Any]:
-    """The parts of a parameter's options that lie on the parameter and may be changed at any time."""
-    attributes = getattr(param, "optimize_attr", None)
-    return getattr(param, "regularizer", None), attributes and attributes.get("learning_rate")
+def _multipliers(params: list) -> list:
+    return [param.optimize_attr["learning_rate"] for param in params]
 
 
 def _trainable(optimizer: FusedOptimizer) -> list:
