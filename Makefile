@@ -19,7 +19,7 @@ help:
 	@echo "make bench  time a step beside Paddle's and torch's optimizers"
 	@echo "make lint   ruff and clang-format"
 	@echo "make clean  remove $(VENV) and what was built"
-	@echo "Another Paddle: make demo PADDLE=paddlepaddle-gpu==3.3.1"
+	@echo "Another Paddle: make demo PADDLE=paddlepaddle-gpu==2.6.2"
 
 # Paddle says at every import that there is no ccache.
 demo: $(VENV)/built
