@@ -20,13 +20,6 @@ namespace {
 
 #define PADDLE_ASGD_INLINE inline __attribute__((always_inline))
 
-template <typename T>
-T load(const Scalar& scalar) {
-  if (scalar.data == nullptr) return static_cast<T>(scalar.value);
-  return scalar.dtype == DType::kFloat64 ? static_cast<T>(*static_cast<const double*>(scalar.data))
-                                         : static_cast<T>(*static_cast<const float*>(scalar.data));
-}
-
 // x is the master weight where there is one, else the parameter itself.
 template <typename P, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void descend_element(P* param, T* master, T d, Coefficients<T> c, int64_t e) {
@@ -57,8 +50,9 @@ PADDLE_ASGD_INLINE void add_slots(double* __restrict__ sums, const G* __restrict
   }
 }
 
-// The same for a range whose sums are recomputed from the history. A block's sums stay in the first-level cache, and
-// eight slots are read at once: one stream of memory alone is far from the bandwidth that the rest of the step gets.
+// As update(), for a range whose sums are recomputed from the history. A block's sums stay in the first-level cache,
+// and eight slots are read at once: one stream of memory alone is far from the bandwidth that the rest of the step
+// gets.
 template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void update_refreshed(P* __restrict__ param, const G* __restrict__ grad, T* __restrict__ d,
                                          G* __restrict__ y, T* __restrict__ master, Coefficients<T> c, Range range,
@@ -81,7 +75,7 @@ PADDLE_ASGD_INLINE void update_refreshed(P* __restrict__ param, const G* __restr
 template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const StepArgs& step) {
   const int64_t m = *t.m, n = step.batch_num, slot = slot_of_step(m, n);
-  const Coefficients<T> c = coefficients<T>(load<double>(step.learning_rate), load<double>(step.weight_decay), m, n);
+  const Coefficients<T> c = coefficients<T>(load(step.learning_rate), load(step.weight_decay), m, n);
   const Range fresh = refresh_range(m, n, t.numel);
   P* param = static_cast<P*>(t.param);
   const G* grad = static_cast<const G*>(t.grad);

@@ -57,12 +57,6 @@ struct alignas(sizeof(S) * kCount < 16 ? sizeof(S) * kCount : 16) Vector {
   S at[kCount];
 };
 
-__device__ double load(const Scalar& scalar) {
-  if (scalar.data == nullptr) return scalar.value;
-  return scalar.dtype == DType::kFloat64 ? *static_cast<const double*>(scalar.data)
-                                         : static_cast<double>(*static_cast<const float*>(scalar.data));
-}
-
 // Everything that a block needs of its tensor, in types.
 template <typename P, typename G, typename T>
 struct Typed {
@@ -253,9 +247,11 @@ cudaError_t step_of_types(const StepArgs& step, DType param, DType grad, cudaStr
 
 const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
   int previous = 0;
-  // An error that somebody else left behind would be taken for that of a launch, between the two launches of a step.
-  cudaError_t error = cudaPeekAtLastError();
-  if (error == cudaSuccess) error = cudaGetDevice(&previous);
+  // Cleared, for an error that somebody else left behind would be taken for that of a launch. A lasting one comes
+  // again.
+  cudaGetLastError();
+  cudaError_t error = cudaSuccess;
+  error = cudaGetDevice(&previous);
   if (error == cudaSuccess) error = cudaSetDevice(device);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   constexpr DType kTypes[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},

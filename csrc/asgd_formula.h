@@ -52,7 +52,7 @@ PADDLE_ASGD_HOST_DEVICE T descend(T x, T d, Coefficients<T> c) {
 // The running sum d gathers rounding errors and keeps a NaN for ever. So every step recomputes d as the sum of y for a
 // few elements, in turn, and comes to all of them within kRefreshPasses passes over the batches. It reads n numbers for
 // an element every kRefreshPasses * n steps, so the price does not grow with n: of the seven numbers that a step moves
-// for every element, it reads one more for every kRefreshPasses-th. Measured: benchmarks/README.md.
+// for every element, it reads one more for every kRefreshPasses-th.
 constexpr int64_t kRefreshPasses = 8;
 // Elements are taken in units of four cache lines of float32, so that a re-sum wastes no part of what it fetches.
 constexpr int64_t kRefreshUnit = 64;

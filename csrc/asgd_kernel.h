@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "half.h"  // PADDLE_ASGD_HOST_DEVICE
+
 namespace paddle_asgd {
 
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
@@ -27,6 +29,13 @@ struct Scalar {
   DType dtype;       // of `data`: float32 or float64
   double value;
 };
+
+// Called where `data` lies.
+PADDLE_ASGD_HOST_DEVICE double load(const Scalar& scalar) {
+  if (scalar.data == nullptr) return scalar.value;
+  return scalar.dtype == DType::kFloat64 ? *static_cast<const double*>(scalar.data)
+                                         : static_cast<double>(*static_cast<const float*>(scalar.data));
+}
 
 struct StepArgs {
   const TensorArgs* tensors;

@@ -50,7 +50,9 @@ _brief.maxlevel, _brief.maxlist, _brief.maxtuple, _brief.maxdict, _brief.maxothe
 def shown(value: Any) -> str:
     """A value and its type, in a few words however large it is."""
     if is_tensor(value):
-        return f"a {dtype_name(value.dtype)} tensor of shape {list(value.shape)}"
+        return f"a tensor of {dtype_name(value.dtype)} and shape {list(value.shape)}"
+    if isinstance(value, (list, tuple)) and value and is_tensor(value[0]):
+        return f"a {type(value).__name__} of {len(value)} tensors"
     return f"{_brief.repr(value)} of type {type(value).__name__}"
 
 
@@ -105,8 +107,8 @@ def check_weight_decay(value: Any, argument: str = "weight_decay") -> Any:
     if isinstance(value, numbers.Real):
         return check_number(argument, value)
     raise TypeError(
-        f"{argument}: received {shown(value)}, expected a number, a tensor of one element, "
-        "paddle.regularizer.L1Decay, paddle.regularizer.L2Decay or None"
+        f"{argument}: received {shown(value)}, expected a number, a tensor of one element, an "
+        "instance of paddle.regularizer.L1Decay or L2Decay, or None"
     )
 
 
@@ -115,15 +117,15 @@ def check_grad_clip(value: Any, argument: str = "grad_clip") -> Any:
     if value is None or isinstance(value, paddle.nn.clip.GradientClipBase):
         return value
     raise TypeError(
-        f"{argument}: received {shown(value)}, expected paddle.nn.ClipGradByGlobalNorm, "
-        "ClipGradByNorm, ClipGradByValue or None"
+        f"{argument}: received {shown(value)}, expected an instance of paddle.nn.ClipGradByGlobalNorm, "
+        "ClipGradByNorm or ClipGradByValue, or None"
     )
 
 
 def check_flag(argument: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one: a misplaced argument would pass."""
-    if isinstance(value, bool):
-        return value
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
     raise TypeError(f"{argument}: received {shown(value)}, expected True or False")
 
 
@@ -143,7 +145,10 @@ def check_count(argument: str, value: Any) -> int:
     except (TypeError, ValueError):
         count = None
     if count is None:
-        raise TypeError(f"{argument}: received {shown(value)}, expected a positive int")
+        raise TypeError(
+            f"{argument}: received {shown(value)}, expected a positive int such as len(loader); parameters go into "
+            "parameters=..."
+        )
     # Paddle counts along one axis in 32 bits, and some versions of it wrap around.
     if not 0 < count < 2**31:
         raise ValueError(f"{argument}: received {count}, expected a positive int below 2**31")
@@ -176,7 +181,8 @@ def check_parameters(value: Any) -> tuple[list | None, list | None]:
         return None, None
     if is_tensor(value) or isinstance(value, (dict, set, str)) or not isinstance(value, Iterable):
         raise TypeError(
-            f"parameters: received {type(value).__name__}, expected a list of tensors or a list of groups (dicts)"
+            f"parameters: received {shown(value)}, expected a list of tensors or a list of groups (dicts); pass "
+            "parameters=model.parameters(), and a single tensor or group within a list"
         )
     items = list(value)
     if not items:
@@ -206,7 +212,8 @@ def _check_group(argument: str, group: Any, seen: set[str]) -> dict:
         raise TypeError(f"{argument}['params']: received {shown(params)}, expected a list of tensors")
     copied = dict(group, params=[params] if is_tensor(params) else list(params))
     _check_tensors(f"{argument}['params']", copied["params"], seen)
-    check_weight_decay(group.get("weight_decay"), f"{argument}['weight_decay']")
+    if "weight_decay" in group:
+        copied["weight_decay"] = check_weight_decay(group["weight_decay"], f"{argument}['weight_decay']")
     check_grad_clip(group.get("grad_clip"), f"{argument}['grad_clip']")
     if "learning_rate" in group:
         copied["learning_rate"] = check_number(f"{argument}['learning_rate']", group["learning_rate"])
@@ -217,7 +224,9 @@ def _check_tensors(argument: str, tensors: list, seen: set[str]) -> None:
     """Floating tensors, each once. ``seen`` holds the names of all groups so far and is extended."""
     for i, tensor in enumerate(tensors):
         if not is_tensor(tensor):
-            raise TypeError(f"{argument}[{i}]: received {type(tensor).__name__}, expected a tensor")
+            raise TypeError(
+                f"{argument}[{i}]: received {type(tensor).__name__}, expected a tensor as in model.parameters()"
+            )
         if dtype_name(tensor.dtype) not in FLOATING:
             raise TypeError(
                 f"{argument}[{i}], {tensor.name!r}: received dtype {dtype_name(tensor.dtype)}, expected one of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-_PASSED_OVER = ("paddle", "paddle_asgd", "decorator")
+_PASSED_OVER = ("paddle", "paddle_asgd", "decorator", "importlib")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

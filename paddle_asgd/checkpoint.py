@@ -6,6 +6,7 @@ An entry's key is Paddle's: ``<parameter>[_fp32_master_0]_[<name>_]<state>_<numb
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _SCHEDULER = "LR_Scheduler"
 _MASTERS = "master_weights"
-_MASTER_SUFFIX = re.compile(r"_fp32_master_\d+$")
+_MASTER_SUFFIX = re.compile(r"_fp32_master_\d+(_.*)?$")
 
 
 class _Loaded(NamedTuple):
@@ -36,7 +37,7 @@ class _Loaded(NamedTuple):
 
 def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
     """All state, in the order of the parameters."""
-    _require_dygraph("state_dict")
+    _require_dygraph(optimizer, "state_dict")
     collected: dict[str, Any] = {}
     counter = optimizer._state.key(optimizer._state.layout[-1])
     state = [(param, optimizer._state.of(param)) for param in optimizer._parameter_list]
@@ -58,7 +59,7 @@ def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
 @paddle.no_grad()
 def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
     """Match, check, then copy."""
-    _require_dygraph("set_state_dict")
+    _require_dygraph(optimizer, "set_state_dict")
     if not isinstance(state_dict, dict):
         raise TypeError(f"set_state_dict: received {type(state_dict).__name__}, expected a dict")
     rest = dict(state_dict)
@@ -85,7 +86,8 @@ def _fail(what: str) -> NoReturn:
     raise ValueError(f"set_state_dict: {what}. Nothing has been loaded.")
 
 
-def _require_dygraph(caller: str) -> None:
+def _require_dygraph(optimizer: FusedOptimizer, caller: str) -> None:
+    optimizer._require_parameters()
     if not in_dygraph_mode():
         raise RuntimeError(
             f"{caller}: in static graph mode the state lies in the scope of the program; use paddle.static.save and "
@@ -116,7 +118,7 @@ def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> b
         if received is None:
             continue
         count = received.item() if hasattr(received, "item") and math.prod(received.shape) == 1 else received
-        if isinstance(count, bool) or count != value:
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count != value:
             _fail(f"{name} is {shown(count)}, expected {value}, with which the optimizer was created")
     return complete
 
@@ -208,12 +210,14 @@ def _check_entries(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> No
     wants_master = optimizer._multi_precision and is_16_bit(param)
     if loaded.master is None:
         if wants_master:
-            _fail(f"{_MASTERS!r} of parameter {param.name!r} is missing, and the optimizer has multi_precision=True")
+            _fail(
+                f"{_MASTERS!r} of parameter {param.name!r} is missing; create the optimizer with multi_precision=False"
+            )
         return
     if not wants_master:
         _fail(
             f"{_MASTERS!r} of parameter {param.name!r} is of no use to a {dtype_name(param.dtype)} parameter with "
-            f"multi_precision={optimizer._multi_precision}"
+            f"multi_precision={optimizer._multi_precision}; 16-bit parameters and multi_precision=True have them"
         )
     master = _as_tensor(param.name, _MASTERS, loaded.master)
     if list(master.shape) != list(param.shape) or dtype_name(master.dtype) not in FLOATING:
@@ -263,6 +267,9 @@ def _copy(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:
     ]:
         optimizer._state.drop(param)
         owned = None
+    if not values and loaded.master is None:
+        # The next step makes it again from the parameter, as a first step does.
+        optimizer._master_weights.pop(param.name, None)
     if loaded.master is not None:
         _assign(optimizer._state.master_of(param), _as_tensor(param.name, _MASTERS, loaded.master))
     if not values:

@@ -115,6 +115,7 @@ class FusedOptimizer(Optimizer):
             raise RuntimeError(
                 "step: received a call in static graph mode, expected dygraph; build the step by minimize()"
             )
+        self._require_parameters()
         if self._plan is not None and self._plan.run(self):
             return loss
         pairs = []
@@ -134,6 +135,9 @@ class FusedOptimizer(Optimizer):
         """Clip, regularize, update. Wrappers that shard the state call this, some with a group instead of a list."""
         if isinstance(params_grads, dict):
             params_grads = params_grads["params"]
+        if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):
+            # Paddle's clip by value takes a sparse gradient for a dense one and reads what is not there.
+            params_grads = [(p, self._dense(p, g)) for p, g in params_grads if g is not None]
         return super()._apply_optimize(loss, startup_program, params_grads)
 
     def append_regularization_ops(self, parameters_and_grads: Pairs, regularization: Any = None) -> Pairs:
@@ -166,6 +170,13 @@ class FusedOptimizer(Optimizer):
 
     _pir_create_optimization_pass = _create_optimization_pass
 
+    def _require_parameters(self) -> None:
+        """An optimizer made in static mode may stand for all parameters of a program, which dygraph does not have."""
+        if in_dygraph_mode() and self._parameter_list is None:
+            raise ValueError(
+                "parameters: received None when the optimizer was made in static graph mode, expected a list of tensors"
+            )
+
     def _skips_step(self) -> bool:
         """GradScaler's protocol: it leaves a tensor in found_inf and expects to find its truth there."""
         found_inf = self._get_auxiliary_var("found_inf")
@@ -177,17 +188,40 @@ class FusedOptimizer(Optimizer):
     def _dense(self, param: Any, grad: Any) -> Any:
         """The gradient as the native call takes it: dense, in one piece, duplicate rows of a sparse one added up."""
         if grad.is_selected_rows():
-            return _C_ops.add_n([paddle.zeros(param.shape, dtype=grad.dtype), grad])
+            return _C_ops.add_n([paddle.zeros_like(param, dtype=grad.dtype), grad])
         return grad if grad.is_contiguous() else grad.contiguous()
 
     def _update_buckets(self, pairs: Pairs, found_inf: Any) -> list[Bucket]:
         """One native call for all parameters that share learning rate and decay; almost always that is one call."""
+        fresh: list = []
+        try:
+            buckets = self._fill_buckets(pairs, fresh)
+            rate, decay = self._learning_rate_of_step, self._decay_of_step
+            calls = [(b, rate(b.learning_rate), decay(b.weight_decay), found_inf) for b in buckets]
+            if len(calls) > 1 and in_dygraph_mode():
+                # All or nothing: what the last call would refuse, the first must not have begun.
+                for call in calls:
+                    self._update(*call, check_only=True)
+            for call in calls:
+                self._update(*call)
+        except (TypeError, ValueError, RuntimeError):
+            # State made for a gradient that does not fit would refuse every one that does.
+            for param in fresh:
+                self._state.forget(param)
+            raise
+        return buckets
+
+    def _fill_buckets(self, pairs: Pairs, fresh: list) -> list[Bucket]:
+        """Sort the parameters into buckets; those whose state had to be made are added to ``fresh``."""
         buckets: dict[tuple, Bucket] = {}
         # While a whole step is traced to a static graph, state is made in dygraph all the same.
         with nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative():
             for param, grad in pairs:
                 options = self._options.of(param)
-                state = self._state.of(param) or self._state.create(param, grad.dtype)
+                state = self._state.of(param)
+                if state is None:
+                    state = self._state.create(param, grad.dtype)
+                    fresh.append(param)
                 master = self._state.master_of(param)
                 key = (*(id(o) if is_tensor(o) else o for o in options[:2]), master is None)
                 bucket = buckets.get(key)
@@ -195,19 +229,11 @@ class FusedOptimizer(Optimizer):
                     bucket = Bucket([], [], tuple([] for _ in state), None if master is None else [], *options[:2])
                     buckets[key] = bucket
                 bucket.params.append(param)
-                bucket.grads.append(grad)
+                bucket.grads.append(self._state.stored_form(state, grad))
                 for values, value in zip(bucket.state, state):
                     values.append(value)
                 if master is not None:
                     bucket.masters.append(master)
-        rate, decay = self._learning_rate_of_step, self._decay_of_step
-        calls = [(b, rate(b.learning_rate), decay(b.weight_decay), found_inf) for b in buckets.values()]
-        if len(calls) > 1 and in_dygraph_mode():
-            # All or nothing: what the last call would refuse, the first must not have begun.
-            for call in calls:
-                self._update(*call, check_only=True)
-        for call in calls:
-            self._update(*call)
         return list(buckets.values())
 
     # ---- What multiplies --------------------------------------------------------------------------------------------
@@ -244,7 +270,9 @@ class FusedOptimizer(Optimizer):
 
     def get_lr(self) -> float:
         """The learning rate that the next step will use, before the multipliers of groups and parameters."""
-        return self._learning_rate.item() if is_tensor(self._learning_rate) else super().get_lr()
+        rate = self._learning_rate if is_tensor(self._learning_rate) else super().get_lr()
+        # A scheduler of the user's own may give an array or a tensor.
+        return rate.item() if hasattr(rate, "item") else rate
 
     def set_lr(self, value: float) -> None:
         """Set the learning rate; an optimizer with an LRScheduler refuses (RuntimeError)."""

@@ -1,12 +1,11 @@
-"""The only door to C++: finds the library, registers its operator, one documented function each.
+"""The only door to C++: finds the library, registers its operators, and has one documented function for each.
 
-Must not know any optimizer, and no other file may import the library.
+No other file may import the library; and none of Paddle's Optimizer is known here.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,8 @@ from paddle import _C_ops
 from paddle.base.framework import OpProtoHolder, in_dygraph_mode, in_pir_mode
 from paddle.base.layer_helper import LayerHelper
 from paddle.utils.cpp_extension import load_op_meta_info_and_register_op
+
+from .caller import warn
 
 _OPERATOR = "asgd_update_"
 _LIBRARY = Path(__file__).with_name("_C.so")
@@ -47,18 +48,16 @@ def _warn_if_foreign(module: Any) -> None:
     """Warn when the library was built for another Paddle, or without CUDA where Paddle sees a GPU."""
     built_for = module.built_for_paddle
     if built_for != paddle.__version__:
-        warnings.warn(
+        warn(
             f"paddle_asgd was built for Paddle {built_for} and runs under {paddle.__version__}, whose C++ interface "
             f"may differ. Rebuild it in the project's folder with: {REBUILD}",
             RuntimeWarning,
-            stacklevel=2,
         )
     if not module.built_with_cuda and paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
-        warnings.warn(
+        warn(
             "paddle_asgd was built without CUDA and will refuse parameters on the GPU. Rebuild it where nvcc is "
             f"installed with: {REBUILD}",
             RuntimeWarning,
-            stacklevel=2,
         )
 
 

@@ -48,9 +48,15 @@ class ParameterOptions:
             return Options(multiplier, 0.0, decay)
         return Options(multiplier, 0.0 if decay is None else decay, None)
 
-    def clip_of(self, param: Any, default: Any) -> Any:
-        """The clip that acts on this parameter's gradient; a group may say None."""
-        return self._group_of.get(param.name, {}).get("grad_clip", default)
+    def clip_of(self, param: Any, default: Any) -> tuple[int | None, Any]:
+        """Whose clip acts on this parameter's gradient, and which; a group's may be None."""
+        group = self._group_of.get(param.name, {})
+        return (id(group), group["grad_clip"]) if "grad_clip" in group else (None, default)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether there are groups, which may be edited between two steps."""
+        return bool(self._group_of)
 
 
 class ClipByGroup(paddle.nn.clip.GradientClipBase):
@@ -62,8 +68,8 @@ class ClipByGroup(paddle.nn.clip.GradientClipBase):
         self.default = default
 
     def __call__(self, params_grads: Pairs) -> Pairs:
-        by_clip: dict[int, tuple[Any, Pairs]] = {}
+        by_owner: dict[int | None, tuple[Any, Pairs]] = {}
         for pair in params_grads:
-            clip = self._options.clip_of(pair[0], self.default)
-            by_clip.setdefault(id(clip), (clip, []))[1].append(pair)
-        return [pair for clip, pairs in by_clip.values() for pair in (pairs if clip is None else clip(pairs))]
+            owner, clip = self._options.clip_of(pair[0], self.default)
+            by_owner.setdefault(owner, (clip, []))[1].append(pair)
+        return [pair for clip, pairs in by_owner.values() for pair in (pairs if clip is None else clip(pairs))]

@@ -15,19 +15,21 @@ from .arguments import is_tensor
 if TYPE_CHECKING:
     from .fused import Bucket, FusedOptimizer
 
+_NO_ATTRIBUTES: dict = {}
+
 
 class StepPlan(NamedTuple):
     """What one full step found, for all trainable parameters in one bucket."""
 
     bucket: Bucket
-    #: what lay on the parameters
+    #: the multipliers of the learning rate that lay on the parameters
     multipliers: list
     multi_precision: bool
 
     @classmethod
     def of(cls, optimizer: FusedOptimizer, buckets: list[Bucket]) -> StepPlan | None:
         """A plan from the buckets of a full step; None where a shortcut could not be right."""
-        if len(buckets) != 1 or not _is_plain(optimizer):
+        if len(buckets) != 1 or not _is_plain(optimizer) or optimizer._options.has_groups:
             return None
         bucket = buckets[0]
         if not _same(bucket.params, _trainable(optimizer)):
@@ -52,7 +54,7 @@ class StepPlan(NamedTuple):
             return False
         if any([getattr(param, "main_grad", None) is not None for param in bucket.params]):
             return False
-        if _multipliers(bucket.params) != self.multipliers:
+        if not _same(_multipliers(bucket.params), self.multipliers):
             return False
         grads = [param.grad for param in bucket.params]
         if any([grad is None for grad in grads]):
@@ -67,7 +69,7 @@ class StepPlan(NamedTuple):
 
 
 def _multipliers(params: list) -> list:
-    return [param.optimize_attr["learning_rate"] for param in params]
+    return [(param.optimize_attr or _NO_ATTRIBUTES).get("learning_rate") for param in params]
 
 
 def _trainable(optimizer: FusedOptimizer) -> list:

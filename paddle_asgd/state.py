@@ -88,6 +88,18 @@ class ParameterState:
         for entry in self.layout:
             del self._optimizer._accumulators[self.key(entry)][owner]
 
+    def forget(self, param: Any) -> None:
+        """The same with the master weight, which a first step makes from the parameter."""
+        self.drop(param)
+        self._optimizer._master_weights.pop(param.name, None)
+
+    def stored_form(self, state: list, grad: Any) -> Any:
+        """The gradient in the dtype of its history, if that is the wider: of a parameter that became 16-bit since."""
+        stored = next(tensor.dtype for entry, tensor in zip(self.layout, state) if entry.dtype == "gradient")
+        if stored == grad.dtype or dtype_name(stored) != "float32" or not is_16_bit(grad):
+            return grad
+        return grad.astype("float32")
+
     def master_of(self, param: Any) -> Any | None:
         """The parameter's master weight, made at need: amp.decorate may switch them on after a first step."""
         if not self._optimizer._multi_precision or not is_16_bit(param):

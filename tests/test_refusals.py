@@ -128,7 +128,7 @@ CONSTRUCTOR = {
     "name_int": (given(name=3), TypeError, "name", "3"),
     "name_empty": (given(name=""), TypeError, "name", "''"),
     "parameters_none": (given(parameters=None), ValueError, "parameters", "None", "model.parameters()"),
-    "parameters_tensor": (parameters(lambda p, q: p.detach()), TypeError, "parameters", "Tensor"),
+    "parameters_tensor": (parameters(lambda p, q: p.detach()), TypeError, "parameters", "tensor"),
     "parameters_dict": (parameters(lambda p, q: {"params": [p]}), TypeError, "parameters", "dict"),
     "parameters_set": (parameters(lambda p, q: {p, q}), TypeError, "parameters", "set"),
     "parameters_string": (given(parameters="abc"), TypeError, "parameters", "str"),
