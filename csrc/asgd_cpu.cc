@@ -32,9 +32,11 @@ template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void update(P* __restrict__ param, const G* __restrict__ grad, T* __restrict__ d,
                                G* __restrict__ y_i, T* __restrict__ master, Coefficients<T> c, Range range) {
   for (int64_t e = range.begin; e < range.end; ++e) {
-    const T sum = replace_gradient<T>(d[e], widen(y_i[e]), widen(grad[e]));
+    // By way of a value: gcc does not vectorise a copy from one 16-bit struct in memory to another.
+    const G g = grad[e];
+    const T sum = replace_gradient<T>(d[e], widen(y_i[e]), widen(g));
     d[e] = sum;
-    y_i[e] = grad[e];
+    y_i[e] = g;
     descend_element<P, T, kMaster>(param, master, sum, c, e);
   }
 }
@@ -50,18 +52,17 @@ PADDLE_ASGD_INLINE void add_slots(double* __restrict__ sums, const G* __restrict
   }
 }
 
-// As update(), for a range whose sums are recomputed from the history. A block's sums stay in the first-level cache,
+// As update(), for a range whose sums are recomputed from the history. A unit's sums stay in the first-level cache,
 // and eight slots are read at once: one stream of memory alone is far from the bandwidth that the rest of the step
 // gets.
 template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void update_refreshed(P* __restrict__ param, const G* __restrict__ grad, T* __restrict__ d,
                                          G* __restrict__ y, T* __restrict__ master, Coefficients<T> c, Range range,
                                          int64_t slot, int64_t n, int64_t numel) {
-  constexpr int64_t kBlock = 4 * kRefreshUnit;
   std::copy(grad + range.begin, grad + range.end, y + slot * numel + range.begin);
-  for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
-    const int64_t length = std::min(kBlock, range.end - begin);
-    double sums[kBlock] = {};
+  for (int64_t begin = range.begin; begin < range.end; begin += kRefreshUnit) {
+    const int64_t length = std::min(kRefreshUnit, range.end - begin);
+    double sums[kRefreshUnit] = {};
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) add_slots<8>(sums, y + i * numel + begin, numel, length);
     for (; i < n; ++i) add_slots<1>(sums, y + i * numel + begin, numel, length);

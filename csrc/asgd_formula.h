@@ -54,8 +54,9 @@ PADDLE_ASGD_HOST_DEVICE T descend(T x, T d, Coefficients<T> c) {
 // an element every kRefreshPasses * n steps, so the price does not grow with n: of the seven numbers that a step moves
 // for every element, it reads one more for every kRefreshPasses-th.
 constexpr int64_t kRefreshPasses = 8;
-// Elements are taken in units of four cache lines of float32, so that a re-sum wastes no part of what it fetches.
-constexpr int64_t kRefreshUnit = 64;
+// Elements are taken in units: long enough to read a slot in runs, short enough for a unit's sums to stay in the
+// first-level cache.
+constexpr int64_t kRefreshUnit = 1024;
 
 struct Range {
   int64_t begin;

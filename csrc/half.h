@@ -69,7 +69,7 @@ PADDLE_ASGD_HOST_DEVICE BFloat16 narrow_to_bfloat16(float value) {
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   // A NaN whose payload sits in the low bits would round to Inf, or past it to zero.
   const uint32_t nan = (bits >> 16) | 0x0040u;
-  return BFloat16{static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded)};
+  return BFloat16{static_cast<uint16_t>(value != value ? nan : rounded)};
 }
 
 // Storage type to and from the type the arithmetic is done in.

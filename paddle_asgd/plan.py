@@ -6,16 +6,14 @@ Must not compute or decide anything of its own: in the least doubt it steps asid
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, NamedTuple
-
-from paddle.base.framework import EagerParamBase
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .arguments import is_tensor
 
 if TYPE_CHECKING:
     from .fused import Bucket, FusedOptimizer
 
-_NO_ATTRIBUTES: dict = {}
+_NOTHING: dict = {}
 
 
 class StepPlan(NamedTuple):
@@ -38,9 +36,8 @@ class StepPlan(NamedTuple):
             return None
         if any(optimizer._options.of(param).regularizer is not None for param in bucket.params):
             return None
-        if not all(isinstance(param, EagerParamBase) for param in bucket.params):
-            return None  # a plain tensor has no options of its own to watch
-        return cls(bucket._replace(grads=[]), _multipliers(bucket.params), optimizer._multi_precision)
+        multipliers = _multipliers([_own_attributes(param) for param in bucket.params])
+        return cls(bucket._replace(grads=[]), multipliers, optimizer._multi_precision)
 
     def run(self, optimizer: FusedOptimizer) -> bool:
         """Take the step; False if the full way must be gone, and then nothing has been done."""
@@ -50,11 +47,10 @@ class StepPlan(NamedTuple):
         if not _same(bucket.params, _trainable(optimizer)):
             return False
         # Lists, for they are built faster than any() asks a generator for its next.
-        if any([param.regularizer is not None for param in bucket.params]):
+        own = [_own_attributes(param) for param in bucket.params]
+        if any([a.get("regularizer") is not None or a.get("main_grad") is not None for a in own]):
             return False
-        if any([getattr(param, "main_grad", None) is not None for param in bucket.params]):
-            return False
-        if not _same(_multipliers(bucket.params), self.multipliers):
+        if not _same(_multipliers(own), self.multipliers):
             return False
         grads = [param.grad for param in bucket.params]
         if any([grad is None for grad in grads]):
@@ -68,8 +64,13 @@ class StepPlan(NamedTuple):
         return True
 
 
-def _multipliers(params: list) -> list:
-    return [(param.optimize_attr or _NO_ATTRIBUTES).get("learning_rate") for param in params]
+def _own_attributes(param: Any) -> dict:
+    """What users and Paddle have set on a parameter; a plain tensor may have nothing to keep it in."""
+    return getattr(param, "__dict__", _NOTHING)
+
+
+def _multipliers(own: list[dict]) -> list:
+    return [(a.get("optimize_attr") or _NOTHING).get("learning_rate") for a in own]
 
 
 def _trainable(optimizer: FusedOptimizer) -> list:
