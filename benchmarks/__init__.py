@@ -1,0 +1,1 @@
+"""Timings of one optimizer step beside what a user would pick instead. Must assert nothing about time."""

@@ -1,0 +1,146 @@
+"""Who is timed: each contestant is a name, the batches it remembers, and a function that takes one step.
+
+Everybody works on the same parameters and gradients (PyTorch on copies of its own), which nobody's speed depends on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Callable, NamedTuple
+
+import paddle
+
+from paddle_asgd import ASGD
+
+from . import floor
+from .cases import ITEM_SIZE, REFERENCE_BATCHES, Case
+
+OURS = "paddle_asgd.ASGD"
+BUILTIN = "paddle.optimizer.ASGD"
+FLOOR = "bytes only"
+#: Small, for the parameters must stay in range however often they are moved.
+LEARNING_RATE = 1e-7
+
+
+class Contestant(NamedTuple):
+    """One who takes steps; ``batches`` is None without a history."""
+
+    name: str
+    batches: int | None
+    step: Callable[[], Any]
+
+
+class Entry(NamedTuple):
+    """A contestant before it takes its memory: ``bytes_an_element`` beyond the parameters and gradients of all."""
+
+    name: str
+    batches: int | None
+    bytes_an_element: int
+    make: Callable[[Tensors], Callable[[], Any]]
+
+
+class Tensors:
+    """The parameters of a case with their gradients, in Paddle and, made when first asked for, in PyTorch."""
+
+    def __init__(self, case: Case) -> None:
+        paddle.seed(1)
+        self.case = case
+        self.paddle = [
+            paddle.create_parameter(shape, case.dtype, default_initializer=paddle.nn.initializer.Constant(0.5))
+            for shape in case.shapes()
+        ]
+        for param in self.paddle:
+            param.grad = paddle.randn(param.shape).astype(case.dtype)
+        self._torch: list = []
+
+    @property
+    def torch(self) -> list:
+        if not self._torch:
+            import torch
+
+            self._torch = [torch.full(shape, 0.5, requires_grad=True) for shape in self.case.shapes()]
+            for param in self._torch:
+                param.grad = torch.randn(param.shape)
+        return self._torch
+
+
+def _ours(batches: int) -> Callable[[Tensors], Any]:
+    return lambda tensors: ASGD(LEARNING_RATE, batches, tensors.paddle, multi_precision=True).step
+
+
+def _builtin(batches: int) -> Callable[[Tensors], Any]:
+    return lambda tensors: paddle.optimizer.ASGD(LEARNING_RATE, batches, tensors.paddle).step
+
+
+def _torch_asgd(tensors: Tensors) -> Any:
+    import torch
+
+    return torch.optim.ASGD(tensors.torch, LEARNING_RATE, foreach=False, t0=0).step
+
+
+def _torch_sgd(tensors: Tensors) -> Any:
+    import torch
+
+    return torch.optim.SGD(tensors.torch, LEARNING_RATE, fused=True).step
+
+
+def entries(case: Case) -> list[Entry]:
+    """All who can run a case on the CPU; Paddle's own optimizers have no mixed precision there."""
+    size = ITEM_SIZE[case.dtype]
+    kept = 4 if size == 4 else 8  # d, and the master weight
+    found = [Entry(OURS, n, kept + n * size, _ours(n)) for n in case.batches]
+    if case.dtype != "float32":
+        return found
+    optimizer = paddle.optimizer
+    if hasattr(optimizer, "ASGD"):
+        found += [Entry(BUILTIN, n, 4 + 4 * n, _builtin(n)) for n in case.batches if n <= REFERENCE_BATCHES]
+    found += [
+        Entry("paddle.optimizer.SGD", None, 0, lambda t: optimizer.SGD(LEARNING_RATE, t.paddle).step),
+        Entry(
+            "paddle.optimizer.Momentum",
+            None,
+            4,
+            lambda t: optimizer.Momentum(LEARNING_RATE, parameters=t.paddle, use_multi_tensor=True).step,
+        ),
+        Entry(
+            "paddle.optimizer.Adam",
+            None,
+            8,
+            lambda t: optimizer.Adam(LEARNING_RATE, parameters=t.paddle, use_multi_tensor=True).step,
+        ),
+    ]
+    if importlib.util.find_spec("torch") is not None:
+        found += [
+            Entry("torch.optim.SGD(fused=True)", None, 8, _torch_sgd),
+            Entry("torch.optim.ASGD(t0=0)", None, 4, _torch_asgd),
+        ]
+    return found
+
+
+def fitting(case: Case, memory: int) -> tuple[list[Entry], list[Entry]]:
+    """Those who together fit into ``memory`` bytes, and those who are left out: the largest."""
+    here, out = entries(case), []
+    taken = 2 * ITEM_SIZE[case.dtype] * case.numel
+    for entry in sorted(here, key=lambda e: e.bytes_an_element):
+        taken += entry.bytes_an_element * case.numel
+        if taken > memory:
+            taken -= entry.bytes_an_element * case.numel
+            out.append(entry)
+    return [entry for entry in here if entry not in out], out
+
+
+def admit(case: Case, chosen: list[Entry]) -> list[Contestant]:
+    """Make the contestants, and let each fill its history; beside each of ours goes the floor on its memory."""
+    tensors = Tensors(case)
+    contestants = []
+    for entry in chosen:
+        step = entry.make(tensors)
+        # A full pass fills the history; and the first steps of everybody create state.
+        for _ in range(2 + (entry.batches or 0)):
+            step()
+        contestants.append(Contestant(entry.name, entry.batches, step))
+        if entry.name == OURS and floor.library() is not None:
+            contestants.append(
+                Contestant(FLOOR, entry.batches, floor.bytes_only(step.__self__, tensors.paddle, entry.batches))
+            )
+    return contestants

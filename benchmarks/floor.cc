@@ -1,0 +1,60 @@
+// The floor of a step: moves the bytes that a step must move and computes nothing. Must not know the formula.
+//
+// It works on the memory of a real optimizer: the same addresses, pages and number of tensors. Gradients are constant
+// while timing, so a slot holds the gradient already, `change` is 0, and everything that is written is what was there;
+// the compiler cannot know. (A parameter with a master weight gets rubbish, which its next step overwrites unread.)
+#include <cstdint>
+
+#if !defined(__x86_64__) || !defined(__GNUC__) || defined(__clang__)
+#define CLONES
+#elif __GNUC__ >= 12
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+
+struct Tensor {
+  void* param;
+  const void* grad;
+  uint32_t* d;
+  void* y;
+  uint32_t* master;
+  int64_t numel;
+};
+
+namespace {
+
+CLONES void move_float32(uint32_t* __restrict__ param, const uint32_t* __restrict__ grad, uint32_t* __restrict__ d,
+                         uint32_t* __restrict__ y_i, int64_t numel) {
+  for (int64_t e = 0; e < numel; ++e) {
+    const uint32_t change = y_i[e] ^ grad[e];
+    d[e] ^= change;
+    param[e] ^= change;
+    y_i[e] = grad[e];
+  }
+}
+
+CLONES void move_16_bit(uint16_t* __restrict__ param, const uint16_t* __restrict__ grad, uint32_t* __restrict__ d,
+                        uint16_t* __restrict__ y_i, uint32_t* __restrict__ master, int64_t numel) {
+  for (int64_t e = 0; e < numel; ++e) {
+    const uint32_t change = y_i[e] ^ grad[e];
+    d[e] ^= change;
+    master[e] ^= change;
+    param[e] = static_cast<uint16_t>(master[e] >> 16);
+    y_i[e] = grad[e];
+  }
+}
+
+}  // namespace
+
+extern "C" void move_bytes(const Tensor* tensors, int64_t count, int64_t slot) {
+  for (const Tensor* t = tensors; t < tensors + count; ++t) {
+    if (t->master == nullptr) {
+      move_float32(static_cast<uint32_t*>(t->param), static_cast<const uint32_t*>(t->grad), t->d,
+                   static_cast<uint32_t*>(t->y) + slot * t->numel, t->numel);
+    } else {
+      move_16_bit(static_cast<uint16_t*>(t->param), static_cast<const uint16_t*>(t->grad), t->d,
+                  static_cast<uint16_t*>(t->y) + slot * t->numel, t->master, t->numel);
+    }
+  }
+}
