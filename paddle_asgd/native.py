@@ -108,7 +108,9 @@ def asgd_update(
     if in_pir_mode():
         _C_ops._run_custom_op(_OPERATOR, params, grads, learning_rate, weight_decay, d, y, m, masters, found_inf)
     else:
-        _append_to_block(params, grads, d, y, m, masters, learning_rate, weight_decay, found_inf)
+        written = {"params": params, "d": d, "y": y, "m": m, "masters": masters}
+        read = {"grads": grads, "learning_rate": learning_rate, "weight_decay": weight_decay, "found_inf": found_inf}
+        _append_to_block(written, read)
 
 
 def _check_static(params: Tensors, masters: Tensors | None, **scalars: Any) -> None:
@@ -123,25 +125,10 @@ def _check_static(params: Tensors, masters: Tensors | None, **scalars: Any) -> N
             raise TypeError(f"asgd_update_: {name}: received {value!r}, expected a variable of the static graph")
 
 
-def _append_to_block(
-    params: Tensors,
-    grads: Tensors,
-    d: Tensors,
-    y: Tensors,
-    m: Tensors,
-    masters: Tensors | None,
-    learning_rate: Any,
-    weight_decay: Any,
-    found_inf: Any | None,
-) -> None:
+def _append_to_block(written: dict[str, Any], read: dict[str, Any]) -> None:
     """Append the operator to a block of the graph format before PIR, whose slots carry the kind of their input."""
-    inputs = {"params": params, "d": d, "y": y, "m": m}
-    if masters is not None:
-        inputs["masters"] = masters
-    outputs = {f"{name}_out": value for name, value in inputs.items()}
-    inputs.update(grads=grads, learning_rate=learning_rate, weight_decay=weight_decay)
-    if found_inf is not None:
-        inputs["found_inf"] = found_inf
+    inputs = {name: value for name, value in {**written, **read}.items() if value is not None}
+    outputs = {f"{name}_out": value for name, value in written.items() if value is not None}
     proto = OpProtoHolder.instance().get_op_proto(_OPERATOR)
 
     def spelled(slots: Any, given: dict) -> dict:
