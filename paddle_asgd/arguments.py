@@ -12,6 +12,7 @@ import operator
 import os
 import reprlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,19 +157,29 @@ def check_count(argument: str, value: Any) -> int:
 
 
 def check_history(argument: str, count: int, parameters: list) -> None:
-    """``count`` copies of the parameters must fit into the machine's memory.
+    """``count`` copies of the parameters must fit into the memory that is free.
 
     Linux grants more memory than there is and ends the process when it is used. A GPU refuses by itself.
     """
     held = [p for p in parameters if isinstance(p, paddle.Tensor) and p._is_initialized()]
     on_cpu = [p for p in held if p.place.is_cpu_place()]
     needed = count * sum(math.prod(p.shape) * BYTES[dtype_name(p.dtype)] for p in on_cpu)
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
+    free = _free_memory()
+    if needed > free:
         raise ValueError(
             f"{argument}: received {count}, which takes {needed / 2**30:.1f} GiB for as many copies of the parameters, "
-            f"expected what fits into this machine's {present / 2**30:.1f} GiB; larger batches make for fewer of them"
+            f"expected what fits into the {free / 2**30:.1f} GiB that are free; larger batches make for fewer of them"
         )
+
+
+def _free_memory() -> int:
+    """Bytes to be had without ending a process, swap included; all of the machine's where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        return 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
+    except (OSError, KeyError, ValueError, IndexError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_parameters(value: Any) -> tuple[list | None, list | None]:

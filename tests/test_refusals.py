@@ -12,7 +12,7 @@ import paddle
 import pytest
 from problems import Quadratic
 
-from paddle_asgd import ASGD
+from paddle_asgd import ASGD, arguments
 
 NAN, INF = float("nan"), float("inf")
 Row = tuple
@@ -364,3 +364,12 @@ def test_set_lr(row: Row) -> None:
     optimizer = ASGD(0.1, 3, [named("first", [5])])
     assert_refused(lambda: optimizer.set_lr(value() if callable(value) else value), error, ["learning_rate", text])
     assert optimizer.get_lr() == 0.1
+
+
+def test_a_history_larger_than_the_free_memory() -> None:
+    """Just above what is free, where the machine as a whole could hold it: the step would end the process."""
+    param = named("first", [1024, 1024])
+    free = arguments._free_memory()
+    slots = int(free * 1.05) // (4 * 1024 * 1024)
+    assert_refused(lambda: ASGD(0.1, slots, [param]), ValueError, ["batch_num", str(slots), "GiB"])
+    ASGD(0.1, slots // 2, [param])
