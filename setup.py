@@ -56,10 +56,10 @@ except ImportError as error:
         "Install paddlepaddle or paddlepaddle-gpu first, then: pip install --no-build-isolation ."
     ) from error
 
-WITH_CUDA = paddle.is_compiled_with_cuda() and not CPU_ONLY
-if WITH_CUDA:
+TOOLKIT = cuda_home() if paddle.is_compiled_with_cuda() and not CPU_ONLY else None
+if TOOLKIT is not None:
     # Before the import below, which reads it once and for all.
-    os.environ["CUDA_HOME"] = str(cuda_home())
+    os.environ["CUDA_HOME"] = str(TOOLKIT)
 
 from paddle.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
@@ -90,26 +90,21 @@ class BuildModule(BuildExtension):
 
 
 def native_module() -> object:
-    define = [
-        ("PADDLE_ASGD_MODULE", "_C"),
-        ("PADDLE_ASGD_BUILT_FOR_PADDLE", f'"{paddle.__version__}"'),
-    ]
+    cxx = [*CXX_FLAGS, "-DPADDLE_ASGD_MODULE=_C", f'-DPADDLE_ASGD_BUILT_FOR_PADDLE="{paddle.__version__}"']
     headers = sorted(map(str, Path("csrc").glob("*.h")))
     sources = ["csrc/paddle_op.cc", "csrc/asgd_cpu.cc"]
-    macros = [f"-D{name}={value}" for name, value in define]
-    if WITH_CUDA:
-        toolkit = cuda_home()
+    if TOOLKIT is not None:
         nvcc = list(NVCC_FLAGS)
         if not os.environ.get("PADDLE_CUDA_ARCH_LIST"):
-            nvcc += machine_code(toolkit)
+            nvcc += machine_code(TOOLKIT)
         module = CUDAExtension(
             sources=[*sources, "csrc/asgd_cuda.cu"],
             # From CUDA 13 on, libcu++ lies in a folder of its own, and Paddle's headers ask for it.
-            include_dirs=[str(toolkit / "include" / "cccl")],
-            extra_compile_args={"cxx": CXX_FLAGS + macros, "nvcc": nvcc},
+            include_dirs=[str(TOOLKIT / "include" / "cccl")],
+            extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         )
     else:
-        module = CppExtension(sources=sources, extra_compile_args={"cxx": CXX_FLAGS + macros})
+        module = CppExtension(sources=sources, extra_compile_args={"cxx": cxx})
     module.name = "paddle_asgd._C"
     # An edited header must rebuild what includes it.
     module.depends = [*headers, "setup.py"]

@@ -1,5 +1,6 @@
-"""What each parameter is updated with: groups, a parameter's own attributes, the optimizer's defaults, in that order of
-precedence. Must not write anything onto a parameter, where the next optimizer would find it.
+"""What each parameter is updated with: its group's options, its own, the optimizer's defaults, and which of them wins.
+
+Must not write anything onto a parameter, where the next optimizer would find it.
 """
 
 from __future__ import annotations
