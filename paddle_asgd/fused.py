@@ -204,15 +204,16 @@ class FusedOptimizer(Optimizer):
                     self._update(*call, check_only=True)
             for call in calls:
                 self._update(*call)
-        except (TypeError, ValueError, RuntimeError):
-            # State made for a gradient that does not fit would refuse every one that does.
+        except Exception:
+            # State made for a gradient that does not fit would refuse every one that does, and memory may have run out
+            # between two tensors of a state.
             for param in fresh:
                 self._state.forget(param)
             raise
         return buckets
 
     def _fill_buckets(self, pairs: Pairs, fresh: list) -> list[Bucket]:
-        """Sort the parameters into buckets; those whose state had to be made are added to ``fresh``."""
+        """Sort the parameters into buckets; those whose state has to be made are added to ``fresh``."""
         buckets: dict[tuple, Bucket] = {}
         # While a whole step is traced to a static graph, state is made in dygraph all the same.
         with nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative():
@@ -220,8 +221,8 @@ class FusedOptimizer(Optimizer):
                 options = self._options.of(param)
                 state = self._state.of(param)
                 if state is None:
-                    state = self._state.create(param, grad.dtype)
                     fresh.append(param)
+                    state = self._state.create(param, grad.dtype)
                 master = self._state.master_of(param)
                 key = (*(id(o) if is_tensor(o) else o for o in options[:2]), master is None)
                 bucket = buckets.get(key)

@@ -86,7 +86,7 @@ class ParameterState:
         """Forget the parameter's history, as if it had taken no step."""
         owner = self._owner_name(param)
         for entry in self.layout:
-            del self._optimizer._accumulators[self.key(entry)][owner]
+            self._optimizer._accumulators[self.key(entry)].pop(owner, None)
 
     def forget(self, param: Any) -> None:
         """The same with the master weight, which a first step makes from the parameter."""

@@ -131,3 +131,22 @@ def test_made_for_a_program_and_used_in_dygraph(call: str) -> None:
     optimizer = ASGD(0.1, 3)
     paddle.disable_static()
     assert_refused(getattr(optimizer, call), ValueError, ["parameters", "None"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_that_runs_out_within_a_state_leaves_none_of_it(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """d fits, y does not: what is left of the state must not be taken for a whole one."""
+    optimizer = ASGD(0.125, 3, [parameter(1.0, dtype)], multi_precision=True)
+    add = optimizer._add_accumulator
+
+    def out_of_memory(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "y":
+            raise MemoryError("no room for y")
+        return add(name, *arguments, **options)
+
+    monkeypatch.setattr(optimizer, "_add_accumulator", out_of_memory)
+    with pytest.raises(MemoryError, match="no room for y"):
+        step(optimizer, 1.0)
+    assert optimizer.state_dict() == {"batch_num": 3}
+    monkeypatch.undo()
+    assert step(optimizer, 1.0) == [0.875]
