@@ -1,26 +1,19 @@
-// The only native file that knows Paddle: checks what Paddle hands over and calls the kernel. Two doors lead here, a
-// Python function for dygraph and the operator `asgd_update_` for static graphs. Must not compute anything itself.
+// One step, from what Paddle hands over to the kernel's arguments. Two doors lead here, a Python function for dygraph
+// and the operator `asgd_update_` for static graphs. Must not compute, nor read a tensor itself (paddle_tensor.h).
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "asgd_kernel.h"
-#include "paddle/common/ddim.h"
 #include "paddle/common/enforce.h"
 #include "paddle/extension.h"
+#include "paddle_tensor.h"
 
 namespace paddle_asgd {
 namespace {
 
-using paddle::Tensor;
 using Tensors = std::vector<const Tensor*>;
-
-// What was received does not fit. Becomes a ValueError at both doors.
-struct ArgumentError : std::invalid_argument {
-  using std::invalid_argument::invalid_argument;
-};
 
 // What this library or the device cannot do. Becomes a RuntimeError.
 struct DeviceError : std::runtime_error {
@@ -38,199 +31,55 @@ struct Received {
   const Tensor* found_inf = nullptr;
 };
 
-using common::DDim;
-
-std::string show(const DDim& shape) {
-  std::ostringstream text;
-  text << "[";
-  for (int i = 0; i < shape.size(); ++i) text << (i ? ", " : "") << shape[i];
-  text << "]";
-  return text.str();
-}
-
-template <typename Printable>
-std::string show(const Printable& value) {
-  std::ostringstream text;
-  text << value;
-  return text.str();
-}
-
-// Tensor::is_contiguous does not exist in Paddle 2.6.
-bool is_contiguous(const Tensor& t, const DDim& dims) {
-  const DDim& strides = t.strides();
-  int64_t expected = 1;
-  for (int i = dims.size() - 1; i >= 0; --i) {
-    if (dims[i] != 1 && strides[i] != expected) return false;
-    expected *= dims[i];
-  }
-  return true;
-}
-
-// Place's own comparison computes two hashes. Kinds of custom devices are not told apart: none is served (run).
-bool same(const paddle::Place& a, const paddle::Place& b) {
-  return a.GetType() == b.GetType() && a.GetDeviceId() == b.GetDeviceId();
-}
-
-// The checks of one parameter's tensors. They run at every step, so they allocate nothing unless they fail.
-class Check {
- public:
-  Check(const Tensor& param, size_t position) : param_(param), position_(position) {}
-
-  [[noreturn]] void fail(const std::string& what, const std::string& received, const std::string& expected) const {
-    // Executors pass tensors without a name, so the position stands in.
-    const std::string& name = param_.name();
-    throw ArgumentError("asgd_update_: " + what + " of parameter " +
-                        (name.empty() ? "#" + std::to_string(position_) : "'" + name + "'") + ": received " + received +
-                        ", expected " + expected);
-  }
-
-  // A dense tensor of these dimensions and dtype, in one piece of memory on `place`.
-  void like(const char* what, const Tensor& t, const DDim& dims, paddle::DataType dtype,
-            const paddle::Place& place) const {
-    if (dense(what, t) != dims) fail(std::string("shape of ") + what, show(t.dims()), show(dims));
-    if (t.dtype() != dtype) fail(std::string("dtype of ") + what, show(t.dtype()), show(dtype));
-    memory(what, t, dims, place);
-  }
-
-  const DDim& dense(const char* what, const Tensor& t) const {
-    if (!t.defined() || !t.is_dense_tensor()) fail(what, "no dense tensor", "a dense tensor");
-    return t.dims();
-  }
-
-  void memory(const char* what, const Tensor& t, const DDim& dims, const paddle::Place& place) const {
-    // An empty tensor may have no memory, and then no device either.
-    if (t.numel() == 0) return;
-    if (!t.initialized()) fail(what, "a tensor without memory", "an initialised tensor");
-    // A strided tensor would be copied, and what is written to the copy would be lost without a word.
-    if (!is_contiguous(t, dims)) {
-      fail(std::string("layout of ") + what, "a strided view", "a contiguous tensor; call .contiguous() on it");
-    }
-    if (!same(t.place(), place)) fail(std::string("place of ") + what, show(t.place()), show(place));
-  }
-
- private:
-  const Tensor& param_;
-  size_t position_;
-};
-
-bool is_16_bit(paddle::DataType dtype) {
-  return dtype == paddle::DataType::FLOAT16 || dtype == paddle::DataType::BFLOAT16;
-}
-
-DType kernel_dtype(paddle::DataType dtype) {
-  switch (dtype) {
-    case paddle::DataType::FLOAT64:
-      return DType::kFloat64;
-    case paddle::DataType::FLOAT16:
-      return DType::kFloat16;
-    case paddle::DataType::BFLOAT16:
-      return DType::kBFloat16;
-    default:
-      return DType::kFloat32;
-  }
-}
-
-[[noreturn]] void refuse(const std::string& what, const std::string& received, const std::string& expected) {
-  throw ArgumentError("asgd_update_: " + what + ": received " + received + ", expected " + expected);
-}
-
 void check_length(const char* what, size_t received, size_t expected) {
   if (received == expected) return;
   refuse(std::string("number of ") + what, std::to_string(received), std::to_string(expected) + ", one a parameter");
 }
 
 // The slots of a history that fits the parameter: y is [slots, *dims].
-int64_t slots_of(const Check& check, const Tensor& y, const DDim& dims) {
-  const DDim& history = check.dense("y", y);
+int64_t slots_of(const Check& check, const DDim& history, const DDim& dims) {
   bool fits = history.size() == dims.size() + 1 && history[0] > 0;
   for (int i = 0; fits && i < dims.size(); ++i) fits = history[i + 1] == dims[i];
   if (!fits) check.fail("shape of y", show(history), "[batch_num, *shape of the parameter], which is " + show(dims));
   return history[0];
 }
 
-// Checks one parameter with its gradient and state; returns the number of slots in its history.
-int64_t check_parameter(const Received& r, size_t i, const paddle::Place& place) {
+// Checks one parameter with its gradient and state, and says where they lie; sets the number of slots in its history.
+TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t* slots) {
   static const DDim kOne = common::make_ddim({1});
-  using paddle::DataType;
-  const Tensor& param = *r.params[i];
-  const Tensor& grad = *r.grads[i];
-  const Tensor& y = *r.y[i];
-  const Check check(param, i);
-  const DDim& dims = check.dense("value", param);
-  const DataType dtype = param.dtype();
+  const Check check(*r.params[i], i, place);
+  const DenseTensor& param = check.dense("value", *r.params[i]);
+  const DDim& dims = param.meta().dims;
+  const DataType dtype = param.meta().dtype;
   const bool half = is_16_bit(dtype);
   if (!half && dtype != DataType::FLOAT32 && dtype != DataType::FLOAT64) {
     check.fail("dtype", show(dtype), "float16, bfloat16, float32 or float64");
   }
-  check.memory("value", param, dims, place);
-  check.dense("gradient", grad);
-  const DataType grad_dtype = half && grad.dtype() == DataType::FLOAT32 ? DataType::FLOAT32 : dtype;
-  check.like("gradient", grad, dims, grad_dtype, place);
-  check.like("d", *r.d[i], dims, dtype == DataType::FLOAT64 ? DataType::FLOAT64 : DataType::FLOAT32, place);
-  check.like("m", *r.m[i], kOne, DataType::INT64, place);
+  const DataType received = check.dense("gradient", *r.grads[i]).meta().dtype;
+  const DataType grad_dtype = half && received == DataType::FLOAT32 ? DataType::FLOAT32 : dtype;
+  TensorArgs t{};
+  t.param = check.memory("value", param);
+  t.grad = check.like("gradient", *r.grads[i], dims, grad_dtype);
+  t.d = check.like("d", *r.d[i], dims, dtype == DataType::FLOAT64 ? DataType::FLOAT64 : DataType::FLOAT32);
+  t.m = static_cast<int64_t*>(check.like("m", *r.m[i], kOne, DataType::INT64));
   if (r.masters) {
     if (!half) check.fail("dtype", show(dtype), "float16 or bfloat16 beside a master weight");
-    check.like("master weight", *(*r.masters)[i], dims, DataType::FLOAT32, place);
+    t.master = check.like("master weight", *(*r.masters)[i], dims, DataType::FLOAT32);
   }
-  const int64_t slots = slots_of(check, y, dims);
-  if (y.dtype() != grad_dtype) {
-    check.fail("dtype of the gradient", show(grad_dtype), show(y.dtype()) + ", as its history y has");
+  const DenseTensor& y = check.dense("y", *r.y[i]);
+  *slots = slots_of(check, y.meta().dims, dims);
+  if (y.meta().dtype != grad_dtype) {
+    check.fail("dtype of the gradient", show(grad_dtype), show(y.meta().dtype) + ", as its history y has");
   }
-  check.memory("y", y, y.dims(), place);
-  return slots;
-}
-
-// A number in a tensor: on the host it is read here, on a device by the kernel.
-Scalar scalar(const char* what, const Tensor* t, double value, const paddle::Place& place) {
-  Scalar result{nullptr, DType::kFloat64, value};
-  if (t == nullptr) return result;
-  const std::string expected = "one float32 or float64 number";
-  if (!t->defined() || !t->is_dense_tensor() || !t->initialized()) refuse(what, "a tensor without memory", expected);
-  if (t->numel() != 1) refuse(what, "a tensor of shape " + show(t->dims()), expected);
-  if (t->dtype() != paddle::DataType::FLOAT32 && t->dtype() != paddle::DataType::FLOAT64) {
-    refuse(what, "a tensor of " + show(t->dtype()), expected);
-  }
-  const bool wide = t->dtype() == paddle::DataType::FLOAT64;
-  if (t->place().GetType() == phi::AllocationType::CPU) {
-    result.value = wide ? *t->data<double>() : static_cast<double>(*t->data<float>());
-    return result;
-  }
-  if (!same(t->place(), place))
-    refuse(what, "a tensor on " + show(t->place()), show(place) + ", where the parameters are");
-  result.dtype = wide ? DType::kFloat64 : DType::kFloat32;
-  result.data = wide ? static_cast<const void*>(t->data<double>()) : static_cast<const void*>(t->data<float>());
-  return result;
-}
-
-const bool* flag(const Tensor* t, const paddle::Place& place) {
-  if (t == nullptr) return nullptr;
-  const std::string expected = "one bool on " + show(place);
-  if (!t->defined() || !t->is_dense_tensor() || !t->initialized())
-    refuse("found_inf", "a tensor without memory", expected);
-  if (t->numel() != 1 || t->dtype() != paddle::DataType::BOOL || !same(t->place(), place)) {
-    refuse("found_inf", show(t->dtype()) + " " + show(t->dims()) + " on " + show(t->place()), expected);
-  }
-  return t->data<bool>();
-}
-
-TensorArgs pointers(const Received& r, size_t i) {
-  Tensor& param = const_cast<Tensor&>(*r.params[i]);
-  TensorArgs t{};
-  t.numel = param.numel();
-  t.m = const_cast<int64_t*>(r.m[i]->data<int64_t>());
-  t.param_dtype = kernel_dtype(param.dtype());
-  t.grad_dtype = kernel_dtype(r.grads[i]->dtype());
-  if (t.numel == 0) return t;  // no memory to point to
-  t.param = param.data();
-  t.grad = r.grads[i]->data();
-  t.d = const_cast<Tensor*>(r.d[i])->data();
-  t.y = const_cast<Tensor*>(r.y[i])->data();
-  if (r.masters) t.master = const_cast<Tensor*>((*r.masters)[i])->data();
+  t.y = check.memory("y", y);
+  t.numel = extent_of(param).numel;
+  t.param_dtype = kernel_dtype(dtype);
+  t.grad_dtype = kernel_dtype(grad_dtype);
   return t;
 }
 
 void run(const StepArgs& step, const Tensor& first) {
-  const paddle::Place place = first.place();
+  const Place place = first.place();
   if (place.GetType() == phi::AllocationType::CPU) return asgd_cpu(step);
 #ifdef PADDLE_WITH_CUDA
   if (place.GetType() == phi::AllocationType::GPU) {
@@ -272,19 +121,20 @@ void asgd_update(const Received& r, bool check_only = false) {
   tensors.reserve(count);
   // An empty parameter says nothing about the device: its counter, which never is empty, does.
   const Tensor& first = *r.m[0];
-  if (!first.defined() || !first.initialized()) Check(*r.params[0], 0).fail("m", "no memory", "a tensor of one int64");
-  const paddle::Place place = first.place();
+  if (!first.defined() || !first.initialized())
+    Check(*r.params[0], 0, Place()).fail("m", "no memory", "a tensor of one int64");
+  const Place place = first.place();
   int64_t batch_num = 0;
   for (size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) fetch_ahead(r, i + kAhead);
-    const int64_t slots = check_parameter(r, i, place);
+    int64_t slots = 0;
+    tensors.push_back(check_parameter(r, i, place, &slots));
     if (i == 0) batch_num = slots;
     if (slots != batch_num) {
-      Check(*r.params[i], i)
+      Check(*r.params[i], i, place)
           .fail("number of slots in y", std::to_string(slots),
                 std::to_string(batch_num) + ", as the first parameter has");
     }
-    tensors.push_back(pointers(r, i));
   }
   StepArgs step{};
   step.tensors = tensors.data();
@@ -292,7 +142,7 @@ void asgd_update(const Received& r, bool check_only = false) {
   step.batch_num = batch_num;
   step.learning_rate = scalar("learning_rate", r.learning_rate, r.learning_rate_value, place);
   step.weight_decay = scalar("weight_decay", r.weight_decay, r.weight_decay_value, place);
-  step.found_inf = flag(r.found_inf, place);
+  step.found_inf = flag("found_inf", r.found_inf, place);
   if (!check_only) run(step, first);
 }
 
@@ -317,18 +167,14 @@ void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads
   r.learning_rate = &learning_rate;
   r.weight_decay = &weight_decay;
   if (found_inf) r.found_inf = found_inf.get_ptr();
-#ifdef PADDLE_THROW
   try {
     asgd_update(r);
   } catch (const ArgumentError& error) {
-    // The executor of Paddle 3 keeps the text of its own exceptions only.
+    // Executors keep the text of Paddle's own exceptions only.
     PADDLE_THROW(common::errors::InvalidArgument("%s", error.what()));
   } catch (const DeviceError& error) {
     PADDLE_THROW(common::errors::Fatal("%s", error.what()));
   }
-#else
-  asgd_update(r);
-#endif
 }
 
 // ---- The door of dygraph ------------------------------------------------------------------------------------------

@@ -32,10 +32,11 @@ def _load(path: Path = _LIBRARY) -> ModuleType:
             "(If it is installed already, Python found this source folder first: start it from elsewhere.)"
         )
     try:
-        load_op_meta_info_and_register_op(str(path))
         spec = importlib.util.spec_from_file_location("paddle_asgd._C", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        _refuse_foreign(module)
+        load_op_meta_info_and_register_op(str(path))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise ImportError(
             f"paddle_asgd: {path} cannot be loaded under Paddle {paddle.__version__}: {error} "
@@ -44,15 +45,16 @@ def _load(path: Path = _LIBRARY) -> ModuleType:
     return module
 
 
-def _warn_if_foreign(module: Any) -> None:
-    """Warn when the library was built for another Paddle, or without CUDA where Paddle sees a GPU."""
-    built_for = module.built_for_paddle
-    if built_for != paddle.__version__:
-        warn(
-            f"paddle_asgd was built for Paddle {built_for} and runs under {paddle.__version__}, whose C++ interface "
-            f"may differ. Rebuild it in the project's folder with: {REBUILD}",
-            RuntimeWarning,
+def _refuse_foreign(module: Any) -> None:
+    """Before anything of the library is used: it reads tensors as the Paddle that it was built for lays them out."""
+    if module.built_for_paddle != paddle.__version__:
+        raise ImportError(
+            f"it was built for Paddle {module.built_for_paddle}, whose tensors may be laid out otherwise."
         )
+
+
+def _warn_without_cuda(module: Any) -> None:
+    """Warn when the library was built without CUDA where Paddle sees a GPU."""
     if not module.built_with_cuda and paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
         warn(
             "paddle_asgd was built without CUDA and will refuse parameters on the GPU. Rebuild it where nvcc is "
@@ -62,7 +64,7 @@ def _warn_if_foreign(module: Any) -> None:
 
 
 _C = _load()
-_warn_if_foreign(_C)
+_warn_without_cuda(_C)
 
 Tensors = Sequence[Any]
 
@@ -98,7 +100,7 @@ def asgd_update(
     Raises:
         TypeError: an argument is not of the kind it must be.
         ValueError: a list, shape, dtype, layout or place does not fit. Nothing has been written. In a static graph this
-            comes from the run of the graph; Paddle 2.6 turns it into an OSError.
+            comes from the run of the graph.
         RuntimeError: the library does not serve the parameters' device, or CUDA reports an error.
     """
     if in_dygraph_mode():
