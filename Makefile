@@ -19,6 +19,7 @@ help:
 	@echo "make bench  time a step beside Paddle's and torch's optimizers"
 	@echo "make lint   ruff and clang-format"
 	@echo "make clean  remove $(VENV) and what was built"
+	@echo "Some tests:     make test TESTS='tests/test_asgd.py --no-shortcut'"
 	@echo "Another Paddle: make demo PADDLE=paddlepaddle-gpu==2.6.2"
 
 # Paddle says at every import that there is no ccache.
@@ -27,7 +28,7 @@ demo: $(VENV)/built
 
 # On the CPU, unless the caller names a GPU.
 test: $(VENV)/built
-	CUDA_VISIBLE_DEVICES="$(CUDA_VISIBLE_DEVICES)" $(PY) -m pytest -q --durations=10
+	CUDA_VISIBLE_DEVICES="$(CUDA_VISIBLE_DEVICES)" $(PY) -m pytest -q --durations=10 $(TESTS)
 
 bench: $(VENV)/built
 	$(PY) -m benchmarks

@@ -115,6 +115,21 @@ def asgd_update(
         _append_to_block(written, read)
 
 
+def plain_gradients(parameters: list, trainable: list, multipliers: list) -> list | None:
+    """The gradients for a step that is like the last one but for them; None if it may not be. Dygraph only.
+
+    Args:
+        parameters: all parameters of an optimizer.
+        trainable: those of them that had a gradient, in their order.
+        multipliers: for each of ``trainable`` what lay in its ``optimize_attr["learning_rate"]``, or None.
+
+    Returns:
+        The gradients of ``trainable`` if these still are all that want one, each has one, the multipliers are the same
+        objects, and no ``regularizer`` or ``main_grad`` lies on any of them.
+    """
+    return _C.plain_gradients(parameters, trainable, multipliers)
+
+
 def _check_static(params: Tensors, masters: Tensors | None, **scalars: Any) -> None:
     """What would end the process when the operator is built."""
     if not params or (masters is not None and len(masters) != len(params)):

@@ -8,12 +8,11 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import native
 from .arguments import is_tensor
 
 if TYPE_CHECKING:
     from .fused import Bucket, FusedOptimizer
-
-_NOTHING: dict = {}
 
 
 class StepPlan(NamedTuple):
@@ -36,7 +35,7 @@ class StepPlan(NamedTuple):
             return None
         if any(optimizer._options.of(param).regularizer is not None for param in bucket.params):
             return None
-        multipliers = _multipliers([_own_attributes(param) for param in bucket.params])
+        multipliers = [_multiplier(param) for param in bucket.params]
         return cls(bucket._replace(grads=[]), multipliers, optimizer._multi_precision)
 
     def run(self, optimizer: FusedOptimizer) -> bool:
@@ -44,16 +43,8 @@ class StepPlan(NamedTuple):
         bucket = self.bucket
         if not _is_plain(optimizer) or self.multi_precision is not optimizer._multi_precision:
             return False
-        if not _same(bucket.params, _trainable(optimizer)):
-            return False
-        # Lists, for they are built faster than any() asks a generator for its next.
-        own = [_own_attributes(param) for param in bucket.params]
-        if any([a.get("regularizer") is not None or a.get("main_grad") is not None for a in own]):
-            return False
-        if not _same(_multipliers(own), self.multipliers):
-            return False
-        grads = [param.grad for param in bucket.params]
-        if any([grad is None for grad in grads]):
+        grads = native.plain_gradients(optimizer._parameter_list, bucket.params, self.multipliers)
+        if grads is None:
             return False
         rate = optimizer._learning_rate_of_step(bucket.learning_rate)
         try:
@@ -64,13 +55,10 @@ class StepPlan(NamedTuple):
         return True
 
 
-def _own_attributes(param: Any) -> dict:
-    """What users and Paddle have set on a parameter; a plain tensor may have nothing to keep it in."""
-    return getattr(param, "__dict__", _NOTHING)
-
-
-def _multipliers(own: list[dict]) -> list:
-    return [(a.get("optimize_attr") or _NOTHING).get("learning_rate") for a in own]
+def _multiplier(param: Any) -> Any:
+    """What multiplies the learning rate, if anything lies on the parameter; a plain tensor may have no place for it."""
+    attributes = getattr(param, "__dict__", {}).get("optimize_attr")
+    return (attributes or {}).get("learning_rate")
 
 
 def _trainable(optimizer: FusedOptimizer) -> list:

@@ -1,4 +1,5 @@
-"""What every test starts from: dygraph mode, fixed seeds, its own names. Must not hold helpers (problems.py)."""
+"""What every test starts from: dygraph mode, fixed seeds, its own names; and --no-shortcut, which sends all steps of
+dygraph the full way. Must not hold helpers (problems.py)."""
 
 from __future__ import annotations
 
@@ -16,10 +17,26 @@ with warnings.catch_warnings():
 
     paddle.to_tensor(0.0)
 
+    from paddle_asgd.plan import StepPlan
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-shortcut", action="store_true", help="every dygraph step goes the full way (plan.py)")
+
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "shortcut: is about the shortcut itself, and senseless with --no-shortcut")
     # Paddle's own backward pass in a PIR graph says this of its own full_like.
     config.addinivalue_line("filterwarnings", "ignore:Tensor do not have 'place' interface:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _way_of_a_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.config.getoption("--no-shortcut"):
+        return
+    if request.node.get_closest_marker("shortcut"):
+        pytest.skip("--no-shortcut")
+    monkeypatch.setattr(StepPlan, "of", lambda optimizer, buckets: None)
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,25 @@ def found_inf(trial: Trial, grads: list) -> list:
     return [None] * len(grads)
 
 
-@pytest.mark.parametrize("event", [own_regularizer, main_grad, no_gradient, strided_gradient, found_inf])
+def frozen(trial: Trial, grads: list) -> list:
+    trial.params[1].stop_gradient = True  # and its gradient stays
+    return [None if i == 1 else g for i, g in enumerate(grads)]
+
+
+def last_frozen(trial: Trial, grads: list) -> list:
+    trial.params[-1].stop_gradient = True
+    return [*grads[:-1], None]
+
+
+def clip(trial: Trial, grads: list) -> list:
+    trial.optimizer._grad_clip = paddle.nn.ClipGradByValue(0.125)
+    return [np.clip(g, -0.125, 0.125) for g in grads]
+
+
+EVENTS = [own_regularizer, main_grad, no_gradient, strided_gradient, found_inf, frozen, last_frozen, clip]
+
+
+@pytest.mark.parametrize("event", EVENTS)
 def test_a_step_unlike_the_ones_before(event: Callable) -> None:
     """Plain steps go by what the first of them found. Whatever comes up later must be noticed, and its end too."""
     trial = Trial(shapes=FULL_SHAPES)
@@ -126,9 +144,12 @@ def test_a_step_unlike_the_ones_before(event: Callable) -> None:
         trial.optimizer.clear_grad()
         trial.follow(grads)
         trial.optimizer._set_auxiliary_var("found_inf", None)
+        trial.optimizer._grad_clip = None
         trial.sag.weight_decay = 0.1
         for param in trial.params:
             param.regularizer = param.main_grad = None
+            param.stop_gradient = False
+            param.clear_gradient(False)
 
 
 def test_a_rate_changed_on_the_parameter() -> None:
@@ -137,3 +158,22 @@ def test_a_rate_changed_on_the_parameter() -> None:
         factor = 0.5 if step in (3, 4) else 1.0
         trial.params[1].optimize_attr["learning_rate"] = factor
         trial.step([0.1, 0.1 * factor, 0.1, 0.1])
+
+
+def test_a_parameter_thawed_later() -> None:
+    trial = Trial(shapes=FULL_SHAPES)
+    trial.params[-1].stop_gradient = True
+    for step in range(8):
+        trial.params[-1].stop_gradient = step < 4
+        grads = trial.gradients()
+        trial.step(grads=[*grads[:-1], None if step < 4 else grads[-1]])
+
+
+@pytest.mark.shortcut
+def test_plain_steps_go_the_full_way_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above compare; this one makes sure that it is the shortcut that they compare."""
+    trial = Trial(shapes=FULL_SHAPES)
+    trial.step()
+    monkeypatch.setattr(trial.optimizer, "_apply_optimize", lambda *_, **__: pytest.fail("the full way"))
+    for _ in range(7):
+        trial.step()

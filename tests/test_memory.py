@@ -1,0 +1,83 @@
+"""What steps do to memory: they take nothing of a parameter's size, and leak nothing however many they are.
+
+In processes of their own, whose memory nobody else uses. Must not test the size of the state (test_edges.py).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+MIB = 2**20
+#: Of float32, so a parameter of 16 MiB.
+ELEMENTS = 4 * MIB
+
+PRELUDE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import paddle
+from paddle_asgd import ASGD, plan
+
+if sys.argv[1] == "the full way":
+    plan.StepPlan.of = lambda optimizer, buckets: None
+
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+def optimizer_of(*shapes):
+    params = [paddle.create_parameter(list(shape), "float32") for shape in shapes]
+    for param in params:
+        param.grad = paddle.full(param.shape, 0.25)
+    return ASGD(1e-6, 3, params, weight_decay=0.1)
+
+def take(steps, optimizer):
+    for _ in range(steps):
+        optimizer.step()
+"""
+
+# Paddle's allocator does not see what C++ takes by itself; and what it keeps in reserve, the process need not ask for.
+PEAKS = """
+optimizer = optimizer_of([int(sys.argv[2])])
+core, kind = paddle.base.core, ("Allocated", 0)
+take(2, optimizer)
+print(core.host_memory_stat_current_value(*kind), core.host_memory_stat_peak_value(*kind))
+print(status("VmRSS"), status("VmHWM"))
+take(30, optimizer)
+print(core.host_memory_stat_peak_value(*kind), status("VmHWM"))
+"""
+
+GROWTH = """
+optimizer = optimizer_of([3], [2, 5])
+take(10_000, optimizer)
+before = status("VmRSS")
+take(90_000, optimizer)
+print(status("VmRSS") - before)
+"""
+
+
+def numbers(code: str, *arguments: str) -> list[int]:
+    """What the code printed."""
+    command = [sys.executable, "-c", PRELUDE + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.parametrize("way", ["the shortcut", "the full way"])
+def test_a_step_takes_nothing_of_a_parameters_size(way: str) -> None:
+    allocated, allocated_peak, resident, resident_peak, *later = numbers(PEAKS, way, str(ELEMENTS))
+    enough = 4 * ELEMENTS // 4
+    # Below an earlier peak a step could take what it likes.
+    assert allocated_peak - allocated < enough
+    assert resident_peak - resident < enough
+    assert later[0] - allocated_peak < enough
+    assert later[1] - resident_peak < enough
+
+
+@pytest.mark.parametrize("way", ["the shortcut", "the full way"])
+def test_a_hundred_thousand_steps_leak_nothing(way: str) -> None:
+    (growth,) = numbers(GROWTH, way)
+    assert growth < MIB
