@@ -160,13 +160,17 @@ def test_a_rate_changed_on_the_parameter() -> None:
         trial.step([0.1, 0.1 * factor, 0.1, 0.1])
 
 
-def test_a_parameter_thawed_later() -> None:
-    trial = Trial(shapes=FULL_SHAPES)
-    trial.params[-1].stop_gradient = True
+@pytest.mark.parametrize("frozen_then", [[], [0], [1]])
+def test_a_parameter_thawed_later(frozen_then: list) -> None:
+    """Alone, or while another one is frozen, which leaves as many as before and of the same shape."""
+    trial = Trial(shapes=[[5], [5], [5]])
+    last = len(trial.params) - 1
     for step in range(8):
-        trial.params[-1].stop_gradient = step < 4
-        grads = trial.gradients()
-        trial.step(grads=[*grads[:-1], None if step < 4 else grads[-1]])
+        still = [last] if step < 4 else frozen_then
+        for i, param in enumerate(trial.params):
+            param.stop_gradient = i in still
+            param.clear_gradient(False)
+        trial.step(grads=[None if i in still else g for i, g in enumerate(trial.gradients())])
 
 
 @pytest.mark.shortcut

@@ -5,6 +5,7 @@ In processes of their own, whose memory nobody else uses. Must not test the size
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -61,7 +62,9 @@ print(status("VmRSS") - before)
 def numbers(code: str, *arguments: str) -> list[int]:
     """What the code printed."""
     command = [sys.executable, "-c", PRELUDE + code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    # Else glibc keeps large blocks that were freed, and a temporary would hide in them.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB // 4)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-500:]
     return [int(word) for word in done.stdout.split()]
 
