@@ -108,7 +108,10 @@ def asgd_update(
         return
     _check_static(params, masters, learning_rate=learning_rate, weight_decay=weight_decay)
     if in_pir_mode():
-        _C_ops._run_custom_op(_OPERATOR, params, grads, learning_rate, weight_decay, d, y, m, masters, found_inf)
+        outputs = _C_ops._run_custom_op(
+            _OPERATOR, params, grads, learning_rate, weight_decay, d, y, m, masters, found_inf
+        )
+        _drop_splits(outputs, len(params))
     else:
         written = {"params": params, "d": d, "y": y, "m": m, "masters": masters}
         read = {"grads": grads, "learning_rate": learning_rate, "weight_decay": weight_decay, "found_inf": found_inf}
@@ -140,6 +143,17 @@ def _check_static(params: Tensors, masters: Tensors | None, **scalars: Any) -> N
     for name, value in scalars.items():
         if isinstance(value, (int, float)) or value is None:
             raise TypeError(f"asgd_update_: {name}: received {value!r}, expected a variable of the static graph")
+
+
+def _drop_splits(outputs: list, length: int) -> None:
+    """Remove the operators that take each output's ``length`` tensors apart again: nothing reads these.
+
+    The executor's key to a program is the program's text, printed anew at every run, and this is an eighth of it.
+    """
+    for value in outputs[::length]:
+        split = value.get_defining_op()
+        if split.name() == "builtin.split":
+            split.get_parent_block().remove_op(split)
 
 
 def _append_to_block(written: dict[str, Any], read: dict[str, Any]) -> None:

@@ -109,6 +109,15 @@ def test_programs_made_of_the_program(optimizer: Callable, derive: Callable, tmp
         assert {run.state(name)["m"].item() for name in run.names} == {4 if DERIVED[derive] else 0}
 
 
+@pytest.mark.skipif(not PIR, reason="the older graph format has no operators that take lists apart")
+@pytest.mark.parametrize("shapes", [[(3,)], FULL_SHAPES], ids=["one parameter", "several"])
+def test_the_program_holds_nothing_that_takes_the_results_apart(shapes: list) -> None:
+    """Nothing reads it, and the executor would print it at every run."""
+    names = [op.name() for op in StaticRun(Quadratic(batches=3, shapes=shapes), ours).main.global_block().ops]
+    assert names[-1] == "custom_op.asgd_update__"
+    assert "builtin.split" not in names
+
+
 @host_memory
 def test_the_history_is_written_in_place() -> None:
     """The memory that holds y before a step holds it after, with the step's gradient in its slot."""
