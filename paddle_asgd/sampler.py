@@ -1,0 +1,289 @@
+"""FixedBatchSampler: passes over batches that never change, each known by its number, and where a run stands in them.
+
+Must not know the optimizer, nor make up batches and orders (batches.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from functools import partial
+from typing import Any
+
+import numpy as np
+from paddle.io import BatchSampler, DataLoader
+
+from .arguments import check_flag, shown
+from .batches import Batches, check_dataset, check_int, check_order, check_ranks, check_state
+
+_END = object()
+
+
+class FixedBatchSampler(BatchSampler):
+    r"""Batches whose samples stay the same in every epoch; only the order in which the batches come may change.
+
+    The history of the stochastic average gradient has one slot per batch: it is of use only if a slot always meets the
+    same samples, whichever order they come in. ``enumerate(loader)`` tells which batch, and so which slot, it is. With
+    :math:`N` samples in :math:`n` batches, batch :math:`b` of :math:`|B_b|` samples has in the mean loss the weight
+
+    .. math:: w_b = n \frac{|B_b|}{N}
+
+    An epoch is :math:`n` steps. Its order depends on ``seed`` and on the number of the epoch alone, so all processes
+    and a resumed run have the same. A pass over the loader, with or without ``enumerate``, is one epoch, and after a
+    ``break`` the next pass begins the next epoch, as with any sampler. ``set_state_dict(state_dict())`` has it go on
+    with the rest instead, and so does a state that was saved in the midst of an epoch.
+
+    Args:
+        dataset: a ``paddle.io.Dataset`` or anything else with a length, which must not change.
+        batch_size: samples per batch and rank, a positive int: a batch has ``batch_size * num_replicas`` in all.
+        order: ``"replacement"`` draws each batch uniformly among all, as the paper does, which sets no limit of its own
+            to the learning rate. ``"reshuffle"`` draws a permutation for every epoch, ``"sequential"`` is 0 to n - 1 in
+            each (the incremental aggregated gradient): with them ``learning_rate * n`` times the largest curvature of
+            the mean loss must stay below 5.4 and below pi^2 / 2 = 4.93.
+        shuffle_once: deal the samples to the batches at random, once; else in the order of the dataset.
+        drop_last: leave out the samples of an incomplete last batch.
+        seed: an int of at least 0, the same on all ranks. None draws one from ``numpy.random``, as Paddle's samplers
+            do: ``numpy.random.seed`` makes it repeatable, ``paddle.seed`` does not. It stands in ``state_dict``.
+        num_replicas: ranks that share every batch; None asks ``paddle.distributed``, which says 1 outside of it.
+        rank: which of them this is, 0 to ``num_replicas - 1``; None asks ``paddle.distributed``.
+
+    Attributes:
+        batch_num: the number of batches n, and of steps in an epoch.
+        batches: the samples of every batch, or of this rank's part of it.
+        batch_sizes: the number of samples of every batch, those of all ranks together.
+        batch_weights: w_b of every batch; their mean is 1, and with ``drop_last`` all are.
+        part_weights: ``num_replicas * |part| / |B_b|`` of this rank's part of every batch. All are 1 unless the last
+            batch does not divide evenly; parts then differ by one sample and no sample is repeated, so the mean over
+            ranks of their mean losses is not the mean over the batch. Times these weights it is.
+        seed: what all draws derive from.
+
+    Raises:
+        TypeError: an argument is of the wrong type, or the dataset has no length.
+        ValueError: an argument is out of range, no batch is complete, a batch has fewer samples than there are ranks,
+            or several ranks have no seed.
+
+    Examples:
+        >>> import paddle
+        >>> from paddle_asgd.sampler import FixedBatchSampler
+        >>> dataset = paddle.io.TensorDataset([paddle.arange(10)])
+        >>> sampler = FixedBatchSampler(dataset, batch_size=4, seed=1)
+        >>> loader = paddle.io.DataLoader(dataset, batch_sampler=sampler)
+        >>> for epoch in range(2):
+        ...     for index, (samples,) in sampler.enumerate(loader):
+        ...         print(epoch, index, samples.tolist())
+        0 1 [0, 5, 9, 2]
+        0 2 [3, 8]
+        0 1 [0, 5, 9, 2]
+        1 2 [3, 8]
+        1 1 [0, 5, 9, 2]
+        1 0 [4, 1, 6, 7]
+
+    Source: M. Schmidt, N. Le Roux, F. Bach, "Minimizing Finite Sums with the Stochastic Average Gradient", Mathematical
+    Programming 162 (2017), Algorithm 1 and section 5.1 (random against cyclic order).
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int,
+        order: str = "replacement",
+        shuffle_once: bool = True,
+        drop_last: bool = False,
+        seed: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        length, size = check_dataset(dataset), check_int("batch_size", batch_size, 1)
+        self.order, self.shuffle_once = check_order(order), check_flag("shuffle_once", shuffle_once)
+        self._length = length
+        # Paddle keeps these three, and reaches for the dataset when it tunes the number of workers.
+        super().__init__(dataset=dataset, batch_size=size, drop_last=check_flag("drop_last", drop_last))
+        self.num_replicas, self.rank = check_ranks(num_replicas, rank)
+        self._seed_is_drawn = seed is None
+        self.seed = self._draw_seed() if seed is None else check_int("seed", seed, 0)
+        self._batches_of = partial(
+            Batches, length, size, self.num_replicas, self.rank, self.order, self.shuffle_once, self.drop_last
+        )
+        self._batches = self._batches_of(self.seed)
+        self.batch_num = self._batches.count
+        #: what state_dict tells: the epoch, and how many of its batches have been handed to the user
+        self._epoch, self._position = 0, 0
+        #: whether a batch of it has been handed out since the state was made or loaded
+        self._is_begun = False
+        #: how often a pass began or the state was set: a pass notices that it is not the latest
+        self._turns = 0
+        #: from a pass that counts what it yields to the ``iter`` that its loader calls
+        self._planned: list[int] | None = None
+
+    def _draw_seed(self) -> int:
+        if not self.shuffle_once and self.order == "sequential":
+            return 0  # nothing will be drawn
+        if self.num_replicas > 1:
+            raise ValueError(
+                f"seed: received None with num_replicas={self.num_replicas}, expected an int, the same on every rank, "
+                "for all must have the same batches in the same order"
+            )
+        return int(np.random.randint(2**31, dtype=np.int64))
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return list(self._batches.sizes)
+
+    @property
+    def batch_weights(self) -> list[float]:
+        return self._batches.weights()
+
+    @property
+    def part_weights(self) -> list[float]:
+        return self._batches.part_weights()
+
+    @property
+    def batches(self) -> list[list[int]]:
+        return [self._batches.part(batch) for batch in range(self.batch_num)]
+
+    def epoch_order(self, epoch: int) -> list[int]:
+        """The numbers of the batches in the order in which they come in an epoch, past or to come."""
+        return self._batches.epoch_order(check_int("epoch", epoch, 0))
+
+    def __len__(self) -> int:
+        """Batches in an epoch; what is left of a resumed one may be fewer."""
+        return self.batch_num
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """One pass, for a loader: the samples of batch after batch.
+
+        A loader runs ahead, by how much cannot be seen from here. So a pass that does not go through ``enumerate``
+        counts as a whole epoch from its beginning.
+        """
+        planned, self._planned = self._planned, None
+        if planned is None:
+            epoch, begin = self._begin()
+            planned, self._position, self._is_begun = self.epoch_order(epoch)[begin:], self.batch_num, True
+        return map(self._batches.part, planned)
+
+    def enumerate(self, loader: DataLoader) -> Iterator[tuple[int, Any]]:
+        """One pass over the loader, as pairs of the batch's number and what the loader made of the batch.
+
+        Right with any number of workers, for it counts what is handed out here. A batch counts as consumed once it is
+        yielded, so call ``state_dict`` after the step. One pass at a time: continuing one after another pass, or
+        ``set_state_dict`` or ``set_epoch``, has begun anew is a RuntimeError.
+
+        Args:
+            loader: the ``paddle.io.DataLoader`` whose ``batch_sampler`` is this sampler.
+
+        Raises:
+            ValueError: the loader has another batch sampler, or joins the batches of several places.
+            RuntimeError: the pass was overtaken by another, or the loader does not give one batch for each asked for.
+        """
+        if getattr(loader, "batch_sampler", None) is not self:
+            raise ValueError(
+                f"loader: received {shown(loader)} with another batch sampler, expected "
+                "paddle.io.DataLoader(dataset, batch_sampler=sampler) with this very sampler"
+            )
+        if len(getattr(loader, "places", None) or [None]) > 1:
+            raise ValueError(
+                f"loader: received one for {len(loader.places)} places, which joins as many batches, expected one place"
+            )
+        return self._pass(loader)
+
+    def _pass(self, loader: DataLoader) -> Iterator[tuple[int, Any]]:
+        left = getattr(loader, "_iterator", None)
+        if getattr(left, "_batches_outstanding", 0):
+            _stop(loader, left)
+        epoch, begin = self._begin()
+        turn, order = self._turns, self.epoch_order(epoch)
+        self._planned = order[begin:]
+        try:
+            batches = iter(loader)
+            if self._planned is not None:
+                raise RuntimeError("the loader's iter() did not begin a pass over its batch sampler, as Paddle's does")
+        finally:
+            self._planned = None
+        try:
+            for position in range(begin, self.batch_num):
+                batch = next(batches, _END)
+                if batch is _END:
+                    raise RuntimeError(f"the loader ended after {position} of the epoch's {self.batch_num} batches")
+                self._position, self._is_begun = position + 1, True
+                yield order[position], batch
+                # Before the loader is asked again: with persistent workers both passes would share what it gives.
+                if self._turns != turn:
+                    raise RuntimeError(
+                        "another pass over the sampler, set_state_dict or set_epoch came in between, expected one pass "
+                        "at a time; give what runs in between a loader and a sampler of its own"
+                    )
+            if next(batches, _END) is not _END:
+                raise RuntimeError(f"the loader gave more than the epoch's {self.batch_num} batches")
+        except BaseException:
+            # Persistent workers may be at work for the pass that has overtaken this one.
+            if self._turns == turn or getattr(loader, "_iterator", None) is not batches:
+                _stop(loader, batches)
+            raise
+
+    def _begin(self) -> tuple[int, int]:
+        """Begin a pass: its epoch and how many batches of it to leave out."""
+        if self._is_begun:
+            self._epoch, self._position, self._is_begun = self._epoch + 1, 0, False
+        self._turns += 1
+        return self._epoch, self._position
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have the next pass begin this epoch, or go on with it if a loaded state lies within it."""
+        epoch = check_int("epoch", epoch, 0)
+        self._go_to(epoch, 0 if self._is_begun or epoch != self._epoch else self._position)
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        self._epoch, self._position, self._is_begun = epoch, position, False
+        self._turns += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch stands, in plain values: the same on all ranks, and for any number of workers.
+
+        ``batch_size`` is that of all ranks together, so that a run may be resumed on another number of ranks.
+        """
+        ended = self._position == self.batch_num
+        epoch, position = (self._epoch + 1, 0) if ended else (self._epoch, self._position)
+        return {
+            "epoch": epoch,
+            "position": position,
+            "dataset_length": self._length,
+            "batch_size": self._batches.whole,
+            "order": self.order,
+            "shuffle_once": self.shuffle_once,
+            "drop_last": self.drop_last,
+            "seed": self.seed,
+        }
+
+    def set_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have the next pass go on where ``state_dict`` was called: what remains of that epoch, then whole ones.
+
+        A seed that was drawn gives way to that of the state.
+
+        Raises:
+            TypeError: the state is no dict.
+            ValueError: an entry is missing, unknown, or belongs to other batches; nothing has been changed then.
+        """
+        state = check_state(state_dict, self.state_dict(), self.batch_num, self._seed_is_drawn)
+        if state["seed"] != self.seed:
+            self.seed = state["seed"]
+            self._batches = self._batches_of(self.seed)
+        self._go_to(state["epoch"], state["position"])
+
+    load_state_dict = set_state_dict
+
+    def __repr__(self) -> str:
+        return (
+            f"FixedBatchSampler({self._length} samples, batch_num={self.batch_num}, batch_size={self.batch_size}, "
+            f"order={self.order!r}, shuffle_once={self.shuffle_once}, drop_last={self.drop_last}, seed={self.seed}, "
+            f"num_replicas={self.num_replicas}, rank={self.rank})"
+        )
+
+
+def _stop(loader: DataLoader, batches: Any) -> None:
+    """End the workers of a pass that was left early.
+
+    Paddle keeps them until the process ends; persistent ones fail in the next pass or give it what was left over.
+    """
+    if getattr(loader, "_iterator", None) is batches:
+        loader._iterator = None
+    if hasattr(batches, "_workers"):
+        batches._try_shutdown_all(1)
