@@ -1,0 +1,252 @@
+"""LipschitzSearch: the step size from the losses themselves, by the method's own line search.
+
+Must not know how a step is taken: it sets an optimizer's learning rate, and calls its step().
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, Callable
+
+import paddle
+from paddle.base.framework import in_dygraph_mode
+from paddle.regularizer import L2Decay
+
+from .arguments import check_number, dtype_name, is_tensor, shown
+from .fused import FusedOptimizer
+from .options import Options
+
+#: |g|^2 below which rounding decides the comparison, and none is made. The paper's.
+_SMALLEST_GRADIENT = 1e-8
+#: Keeps the learning rate finite in float32 where all gradients are 0 and nothing is ever violated.
+_SMALLEST = 2.0**-100
+#: From the smallest estimate to 2^100: who still finds no decrease has another fault.
+_DOUBLINGS = 200
+#: What rounding may do to a loss, relative to it: four times the dtype's epsilon. Once is too little: under bfloat16
+#: parameters a small network's L then climbed to 250, and to 10^7 with what is right for float32; with four times to 8.
+_ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5, "float32": 2.0**-21, "float64": 2.0**-50}
+
+
+class LipschitzSearch:
+    r"""Finds the learning rate while training: estimates the Lipschitz constant of the gradient, batch by batch.
+
+    .. math::
+
+        & \text{while } \|g\|^2 > 10^{-8} \text{ and } f_i(x - g / L) > f_i(x) - \|g\|^2 / (2 L): \quad
+            L \leftarrow 2 L \\
+        & \text{learning\_rate} = \text{factor} / (L + \text{weight\_decay}),
+            \quad \text{one step of the optimizer}, \quad L \leftarrow 2^{-1/n} L
+
+    with :math:`f_i` the loss of the present batch, :math:`g` its gradient at the parameters :math:`x`, and :math:`n`
+    the optimizer's ``batch_num``. Most steps cost one more forward pass, and each comparison waits for the loss.
+
+    The rule supposes that batches come at random, with replacement. In a fixed order the same step sizes may be too
+    large: ``factor=0.25`` is needed there, and may not be enough.
+
+    ``closure`` must give the same loss for the same parameters. Dropout has to be off; batch normalisation works, but
+    its running statistics take in the points that are tried, too. Decreases below the rounding of the loss's dtype, or
+    of a parameter's if that is coarser, are not asked for, so the loss should be float32 or float64; what ``auto_cast``
+    rounds within ``closure`` cannot be seen and may drive L up. ``GradScaler`` cannot be used, nor more than one
+    process: each would find a learning rate of its own.
+
+    Args:
+        optimizer: an optimizer of this package in dygraph mode, whose learning rate is a number. Its learning rate is
+            overwritten at every step, and groups' multipliers apply to it. The weight_decay of the formula is the
+            largest among all parameters, numbers and ``L2Decay`` alike; the search itself is on the loss alone.
+        initial: the first estimate L, in units of the loss over those of a parameter squared; above 0. One that is far
+            too large costs a pass for every factor of 2, one that is too small a few forward passes.
+        factor: the learning rate times L, without unit, above 0. The paper's is 1; with few or large batches it
+            overshoots.
+
+    Raises:
+        TypeError: an argument is of the wrong type, or the learning rate is a scheduler or a tensor.
+        ValueError: an argument is out of range.
+        RuntimeError: Paddle is in static graph mode, where no loss has a value yet.
+
+    Examples:
+        >>> import paddle
+        >>> from paddle_asgd import ASGD, LipschitzSearch
+        >>> linear = paddle.nn.Linear(4, 1)
+        >>> batches = [paddle.randn([8, 4]) for _ in range(3)]
+        >>> optimizer = ASGD(batch_num=3, parameters=linear.parameters())
+        >>> search = LipschitzSearch(optimizer, factor=0.25)
+        >>> for _ in range(2):
+        ...     for batch in batches:
+        ...         loss = search.step(lambda: linear(batch).square().mean())
+        >>> optimizer.get_lr() > 0
+        True
+
+    Source: M. Schmidt, N. Le Roux, F. Bach, "Minimizing Finite Sums with the Stochastic Average Gradient", Mathematical
+    Programming 162 (2017), section 4.6. The factor is from measurements with batches of 1 to 64 samples.
+    """
+
+    def __init__(self, optimizer: FusedOptimizer, initial: float = 1.0, factor: float = 0.5) -> None:
+        if not isinstance(optimizer, FusedOptimizer) or not hasattr(optimizer, "batch_num"):
+            raise TypeError(
+                f"optimizer: received {shown(optimizer)}, expected one of this package with a batch_num, such as ASGD"
+            )
+        self._optimizer = optimizer
+        self._lipschitz = _check_positive("initial", initial)
+        self._factor = _check_positive("factor", factor)
+        self._check_optimizer()
+
+    @property
+    def lipschitz(self) -> float:
+        """The estimate L that the next step begins with; the last step's learning rate is ``optimizer.get_lr()``."""
+        return self._lipschitz
+
+    def step(self, closure: Callable[[], Any]) -> Any:
+        """Compute a batch's loss and gradients, search, set the learning rate, update, and clear the gradients.
+
+        Args:
+            closure: computes the present batch's loss from the present parameters and returns it, a tensor of one
+                element; calls no ``backward()``. Called once with gradients and, to search, some times without.
+                Gradients that were there before the call are dropped.
+
+        Returns:
+            The loss before the update, detached.
+
+        Raises:
+            TypeError: ``closure`` cannot be called, or returns anything but one floating-point number.
+            ValueError: the loss or a gradient is not finite, or the loss depends on no parameter.
+            RuntimeError: the loss never decreases along its own gradient.
+
+        Whatever is raised, be it by ``closure``, the parameters are what they were, and no step has been taken.
+        """
+        self._check_optimizer()
+        if not callable(closure):
+            raise TypeError(f"closure: received {shown(closure)}, expected a function that computes the loss")
+        optimizer = self._optimizer
+        optimizer.clear_grad()
+        try:
+            with paddle.enable_grad():
+                loss = _check_loss(closure())
+                if loss.stop_gradient:
+                    raise ValueError(
+                        "loss: received one that no gradient flows from, expected one computed from parameters"
+                    )
+                loss.backward()
+            lipschitz = self._search(closure, loss)
+            optimizer.set_lr(self._factor / (lipschitz + self._largest_decay()))
+            optimizer.step()
+        finally:
+            optimizer.clear_grad()
+        self._lipschitz = max(lipschitz * 2.0 ** (-1.0 / optimizer.batch_num), _SMALLEST)
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed training needs besides the optimizer's own state: ``{"lipschitz": L}``."""
+        return {"lipschitz": self._lipschitz}
+
+    def set_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Load what ``state_dict`` gave.
+
+        Raises:
+            TypeError: it is no dict, or L no number.
+            ValueError: L is missing, not above 0 or not finite, or there are other entries; nothing has been loaded.
+        """
+        if not isinstance(state_dict, dict):
+            raise TypeError(f"set_state_dict: received {shown(state_dict)}, expected a dict")
+        if list(state_dict) != ["lipschitz"]:
+            raise ValueError(f"set_state_dict: received the keys {list(state_dict)}, expected 'lipschitz' alone")
+        self._lipschitz = _check_positive("set_state_dict: lipschitz", state_dict["lipschitz"])
+
+    # ---- The search -------------------------------------------------------------------------------------------------
+
+    @paddle.no_grad()
+    def _search(self, closure: Callable[[], Any], loss: Any) -> float:
+        """The estimate that this batch does not violate. Leaves the parameters as they are."""
+        pairs = self._gradients()
+        squared = paddle.add_n([paddle.sum(paddle.square(g.astype("float64"))) for _, g in pairs]).item()
+        value = loss.item()
+        if not math.isfinite(value) or not math.isfinite(squared):
+            raise ValueError(
+                f"loss: received {value} with a squared gradient of {squared}, expected finite numbers; no step has "
+                "been taken"
+            )
+        if squared <= _SMALLEST_GRADIENT:
+            return self._lipschitz
+        # A decrease that rounding hides is not asked for: L would double until no step is left. Of the parameters, too,
+        # for the points that are tried are rounded to their dtype.
+        rounding = abs(value) * max(_ROUNDING[dtype_name(tensor.dtype)] for tensor in (loss, *(p for p, _ in pairs)))
+        lipschitz = self._lipschitz
+        start = [param.detach().clone() for param, _ in pairs]
+        try:
+            for _ in range(_DOUBLINGS):
+                for (param, grad), x in zip(pairs, start):
+                    paddle.assign(_moved(x, grad, lipschitz), param)
+                tried = _check_loss(closure())
+                if tried is loss:
+                    raise ValueError("closure: received the same tensor twice, expected the loss computed anew")
+                tried = tried.item()
+                if math.isfinite(tried) and tried <= value - squared / (2 * lipschitz) + rounding:
+                    return lipschitz
+                lipschitz *= 2
+        finally:
+            for (param, _), x in zip(pairs, start):
+                paddle.assign(x, param)
+        raise RuntimeError(
+            f"closure: the loss does not decrease along its own gradient, not even by a step of 1 / {lipschitz:.1e}; "
+            "expected a loss that depends on nothing but the present parameters"
+        )
+
+    def _gradients(self) -> list[tuple[Any, Any]]:
+        """The parameters that have a gradient, with it, as the optimizer will see them."""
+        pairs = [(p, p._grad_ivar()) for p in self._optimizer._parameter_list if not p.stop_gradient]
+        pairs = [(p, self._optimizer._dense(p, g)) for p, g in pairs if g is not None]
+        if not pairs:
+            raise ValueError("loss: received one that no parameter of the optimizer has a gradient of")
+        return pairs
+
+    def _largest_decay(self) -> float:
+        """Of all parameters: the smallest of the learning rates that each would have alone."""
+        of = self._optimizer._options.of
+        return max(_curvature(of(param)) for param in self._optimizer._parameter_list if not param.stop_gradient)
+
+    def _check_optimizer(self) -> None:
+        """At every step, too: the mode and the learning rate may have been exchanged since."""
+        if not in_dygraph_mode():
+            raise RuntimeError(
+                "LipschitzSearch: received a call in static graph mode, expected dygraph; what comes next depends on "
+                "the loss, which has no value while a graph is built"
+            )
+        self._optimizer._require_parameters()
+        rate = self._optimizer._learning_rate
+        if not isinstance(rate, numbers.Real):
+            raise TypeError(
+                f"optimizer: received one whose learning_rate is {shown(rate)}, expected a number, which the search "
+                "overwrites"
+            )
+
+
+def _moved(x: Any, grad: Any, lipschitz: float) -> Any:
+    """x - grad / lipschitz, in float32 for 16-bit parameters, and rounded to them once."""
+    if dtype_name(x.dtype) in ("float16", "bfloat16"):
+        return (x.astype("float32") - grad.astype("float32") / lipschitz).astype(x.dtype)
+    return x - grad / lipschitz
+
+
+def _curvature(options: Options) -> float:
+    """What a parameter's decay adds to the largest curvature of the loss; an L1Decay has none."""
+    if options.regularizer is not None:
+        return float(options.regularizer._coeff) if isinstance(options.regularizer, L2Decay) else 0.0
+    decay = options.weight_decay
+    return decay.item() if is_tensor(decay) else decay
+
+
+def _check_positive(argument: str, value: Any) -> float:
+    """A finite number above 0."""
+    number = check_number(argument, value)
+    if number == 0:
+        raise ValueError(f"{argument}: received {shown(value)}, expected a number above 0")
+    return number
+
+
+def _check_loss(loss: Any) -> Any:
+    """A tensor of one floating-point number."""
+    if not is_tensor(loss) or math.prod(loss.shape) != 1 or dtype_name(loss.dtype) not in _ROUNDING:
+        raise TypeError(
+            f"closure: received {shown(loss)} from it, expected the loss as a floating-point tensor of one element"
+        )
+    return loss

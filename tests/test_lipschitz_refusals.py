@@ -1,0 +1,153 @@
+"""What the step size search refuses: the promised exception, nothing written. The tables are the tests."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import paddle
+import pytest
+from test_lipschitz import INF, NAN, Run, _batch_num  # noqa: F401
+from test_refusals import assert_refused, table
+
+from paddle_asgd import ASGD
+from paddle_asgd.lipschitz import LipschitzSearch
+
+
+def of(**options: Any) -> Callable:
+    def make(param: Any) -> Any:
+        return ASGD(**{"learning_rate": 0.1, "batch_num": 3, "parameters": [param], **options})
+
+    return make
+
+
+CONSTRUCTOR: dict[str, tuple] = {
+    "none": (lambda p: None, {}, TypeError, "optimizer", "None", "ASGD"),
+    "of_paddle": (lambda p: paddle.optimizer.SGD(0.1, [p]), {}, TypeError, "optimizer", "SGD"),
+    "scheduler": (of(learning_rate=paddle.optimizer.lr.StepDecay(0.1, 3)), {}, TypeError, "learning_rate", "StepDecay"),
+    "rate_tensor": (
+        lambda p: of(learning_rate=paddle.to_tensor(0.5))(p),
+        {},
+        TypeError,
+        "learning_rate",
+        "tensor of float32",
+    ),
+    **{
+        f"{name}_{value}": (of(), {name: value}, error, name, repr(value))
+        for name in ("initial", "factor")
+        for value, error in [
+            (0, ValueError),
+            (0.0, ValueError),
+            (-1.0, ValueError),
+            (NAN, ValueError),
+            (INF, ValueError),
+            (True, TypeError),
+            ("1", TypeError),
+            (None, TypeError),
+        ]
+    },
+}
+
+
+@table(CONSTRUCTOR)
+def test_constructor(row: tuple) -> None:
+    make, options, error, *pieces = row
+    optimizer = make(paddle.to_tensor([1.0], stop_gradient=False))
+    assert_refused(lambda: LipschitzSearch(optimizer, **options), error, pieces)
+
+
+def never(run: Run) -> Callable:
+    """Larger at every call, as if it depended on chance."""
+    losses = iter(range(1000))
+    return lambda: (run.params[0] * run.params[0]).sum() * 0 + run.params[0].sum() + 1e6 * next(losses)
+
+
+def cached(run: Run) -> Callable:
+    loss = run.problem.tensor_loss(0, run.params)
+    return lambda: loss
+
+
+def second_time(value: Any) -> Callable:
+    def make(run: Run) -> Callable:
+        values = iter([run.problem.tensor_loss(0, run.params), value])
+        return lambda: next(values)
+
+    return make
+
+
+def backward_inside(run: Run) -> Callable:
+    def closure() -> Any:
+        loss = run.problem.tensor_loss(0, run.params)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+CLOSURE: dict[str, tuple] = {
+    "tensor": (lambda r: r.problem.tensor_loss(0, r.params), TypeError, "closure", "tensor of float32"),
+    "returns_none": (lambda r: lambda: None, TypeError, "closure", "None"),
+    "returns_float": (lambda r: lambda: 0.5, TypeError, "closure", "0.5"),
+    "returns_vector": (lambda r: lambda: r.params[0] * 2, TypeError, "closure", "[257]"),
+    "returns_int": (lambda r: lambda: paddle.to_tensor(3), TypeError, "closure", "int64"),
+    "returns_none_later": (second_time(None), TypeError, "closure", "None"),
+    "returns_vector_later": (second_time(paddle.ones([2])), TypeError, "closure", "[2]"),
+    "loss_nan": (lambda r: lambda: r.params[0].sum() * NAN, ValueError, "loss", "nan", "no step"),
+    "loss_inf": (lambda r: lambda: r.params[0].sum() + INF, ValueError, "loss", "inf", "no step"),
+    "gradient_inf": (lambda r: lambda: paddle.sqrt(r.params[0] * 0).sum(), ValueError, "gradient", "no step"),
+    "constant": (lambda r: lambda: paddle.to_tensor(0.5), ValueError, "loss", "no gradient"),
+    "cached": (cached, ValueError, "closure", "same tensor"),
+    "never_decreases": (never, RuntimeError, "closure", "does not decrease"),
+    "backward_inside": (backward_inside, SystemError),
+}
+
+
+@table(CLOSURE)
+@pytest.mark.parametrize("steps", [0, 4])
+def test_step(row: tuple, steps: int) -> None:
+    make, error, *pieces = row
+    run = Run(steps)
+    before = run.content()
+    closure = make(run)
+    with pytest.raises(error) as caught:
+        run.search.step(closure)
+    assert [piece for piece in pieces if piece not in str(caught.value)] == []
+    assert run.content() == before
+    assert [p.grad is None or not p.grad.any().item() for p in run.params] == [True, True]
+
+
+def test_loss_of_other_parameters() -> None:
+    """Known at the first step; later Paddle's clear_grad() has left zeros in the place of gradients."""
+    other = paddle.to_tensor([0.5], stop_gradient=False)
+    assert_refused(lambda: Run().search.step(lambda: other * 2), ValueError, ["loss", "no parameter"])
+
+
+def test_static_mode() -> None:
+    run, optimizer = Run(2), Run().optimizer
+    paddle.enable_static()
+    for call in (lambda: run.search.step(lambda: None), lambda: LipschitzSearch(optimizer)):
+        assert_refused(call, RuntimeError, ["static graph mode", "expected dygraph"])
+
+
+def test_optimizer_changed_since() -> None:
+    run = Run(2)
+    run.optimizer.set_lr_scheduler(paddle.optimizer.lr.StepDecay(0.1, 3))
+    assert_refused(lambda: run.train([2]), TypeError, ["learning_rate", "StepDecay"])
+
+
+STATES: dict[str, tuple] = {
+    "none": (None, TypeError, "None"),
+    "empty": ({}, ValueError, "lipschitz"),
+    "more": ({"lipschitz": 1.0, "y": 2.0}, ValueError, "'y'"),
+    "zero": ({"lipschitz": 0.0}, ValueError, "lipschitz", "0.0"),
+    "nan": ({"lipschitz": NAN}, ValueError, "lipschitz", "nan"),
+    "string": ({"lipschitz": "1"}, TypeError, "lipschitz", "'1'"),
+}
+
+
+@table(STATES)
+def test_set_state_dict(row: tuple) -> None:
+    state, error, *pieces = row
+    run = Run(2)
+    before = run.content()
+    assert_refused(lambda: run.search.set_state_dict(state), error, pieces)
+    assert run.content() == before
