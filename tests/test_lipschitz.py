@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle.regularizer import L1Decay, L2Decay
-from problems import Quadratic, bits, state_of, term
+from problems import PIR, Quadratic, bits, state_of, term
 from reference import Sag
 from test_half_precision import parameter, rounded, widened
 from test_refusals import table
@@ -162,11 +162,11 @@ def test_estimate_has_a_floor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "offset", "scale"), [("float32", 1000.0, 0.01), ("bfloat16", 3.0, 0.25)], ids=["loss", "parameters"]
+    ("dtype", "offset", "scale"), [("float64", -1000.0, 0.01), ("bfloat16", 3.0, 0.25)], ids=["loss", "parameters"]
 )
 def test_rounding_is_no_violation(dtype: str, offset: float, scale: float) -> None:
     """The decrease is lost beside the offset, or with the parameters' last bits."""
-    param = parameter([scale, 1.0], dtype) if dtype == "bfloat16" else paddle.to_tensor([scale, 1.0])
+    param = parameter([scale, 1.0], dtype) if dtype == "bfloat16" else paddle.to_tensor([scale, 1.0], dtype=dtype)
     param.stop_gradient = False
     seen: list = []
 
@@ -247,8 +247,8 @@ def test_no_tuning(initial: float) -> None:
                 optimizer.clear_grad()
         return excess(w.numpy())
 
-    # Measured: 2e-6 to 6e-5, and 1.4e-2 with a fixed rate of ten times the default.
-    assert train(searched=True) < 3e-4 < 5e-3 < train(searched=False)
+    # Measured: 2e-6 to 6e-6, and 1.6e-2 with a fixed rate of ten times the default.
+    assert train(searched=True) < 1e-4 < 1e-2 < train(searched=False)
 
 
 # ---- What it leaves behind -------------------------------------------------------------------------------------------
@@ -271,15 +271,18 @@ def test_points_that_are_tried(dtype: str, monkeypatch: pytest.MonkeyPatch) -> N
         calls.append([p.numpy() for p in params])
         return problem.tensor_loss(0, params)
 
-    LipschitzSearch(optimizer, initial=0.25).step(closure)
+    LipschitzSearch(optimizer, initial=0.3).step(closure)
     assert len(calls) > 3
     wide = [widened(x) if half else x for x in start]
     for i, tried in enumerate(calls[1:]):
-        lipschitz = 0.25 * 2**i  # a power of two: the division is exact
+        lipschitz = 0.3 * 2**i
         for point, x, g in zip(tried, wide, problem.gradients(0, wide)):
             if half:
-                moved = x.astype("float32") - (widened(rounded(g, dtype)) / lipschitz).astype("float32")
-                np.testing.assert_array_equal(point, rounded(moved, dtype))
+                expected = rounded(x - widened(rounded(g, dtype)) / lipschitz, dtype)
+                # All but those next to a tie, on which float32 decides otherwise. Paddle 2.6 cuts off instead.
+                assert (point != expected).mean() < 0.05 or not PIR
+                bound = {"float16": 2**-9, "bfloat16": 2**-6}[dtype] * (np.abs(x) + np.abs(g / lipschitz))
+                assert (np.abs(widened(point) - widened(expected)) <= bound + 2**-24).all()
             else:
                 rounding = 4 * np.finfo(dtype).eps
                 np.testing.assert_allclose(point, x - g / lipschitz, rtol=rounding, atol=20 * rounding)
@@ -348,11 +351,13 @@ def test_gradients_that_were_there_are_dropped() -> None:
 def test_parameters_without_gradient_stay() -> None:
     """The batch does not reach the second, and the third is frozen."""
     params = tensors(Quadratics(3, [[5], [4], [3]]))
+    (params[2].sum() * 10).backward()  # left over from before it was frozen
     params[2].stop_gradient = True
-    start, seen = [p.numpy() for p in params], []
-    search = LipschitzSearch(ASGD(0.1, 3, params, weight_decay=0.25), initial=1 / 16)
-    search.step(lambda: seen.append(0) or (params[0] * params[0]).sum() + params[2].sum())
-    assert len(seen) > 2
+    start = [p.numpy() for p in params]
+    search = LipschitzSearch(ASGD(0.1, 3, params, weight_decay=0.25), initial=3 / 64)
+    search.step(lambda: (params[0] * params[0]).sum() + params[2].sum() * 10)
+    # The curvature is 2, and the first of 3/64, 3/32, ... that is not below it is 3.
+    np.testing.assert_allclose(search.lipschitz * 2 ** (1 / 3), 3.0, rtol=1e-14)
     assert [bool((p.numpy() == x).all()) for p, x in zip(params, start)] == [False, True, True]
 
 

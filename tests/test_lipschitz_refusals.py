@@ -128,6 +128,13 @@ def test_static_mode() -> None:
         assert_refused(call, RuntimeError, ["static graph mode", "expected dygraph"])
 
 
+def test_optimizer_without_parameters(static_mode: None) -> None:
+    """In static mode it may stand for all of a program's; dygraph has none such."""
+    optimizer = ASGD(0.1, 3)
+    paddle.disable_static()
+    assert_refused(lambda: LipschitzSearch(optimizer), ValueError, ["parameters", "None"])
+
+
 def test_optimizer_changed_since() -> None:
     run = Run(2)
     run.optimizer.set_lr_scheduler(paddle.optimizer.lr.StepDecay(0.1, 3))
