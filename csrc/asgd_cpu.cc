@@ -4,6 +4,8 @@
 
 #include "asgd_formula.h"
 #include "asgd_kernel.h"
+#include "asgd_slots.h"
+#include "asgd_watch.h"
 
 // One copy of each loop per instruction set, chosen when the library is loaded: no -march=native, yet vector code.
 // PADDLE_ASGD_NO_CLONES is for sanitizers, which run before the loader can choose.
@@ -20,74 +22,157 @@ namespace {
 
 #define PADDLE_ASGD_INLINE inline __attribute__((always_inline))
 
+// What a step needs of one tensor, in types.
+template <typename P, typename G, typename T>
+struct Typed {
+  P* param;
+  const G* grad;
+  T* d;
+  G* y;
+  G* y_i;
+  T* master;
+  int64_t numel;
+};
+
 // x is the master weight where there is one, else the parameter itself.
 template <typename P, typename T, bool kMaster>
-PADDLE_ASGD_INLINE void descend_element(P* param, T* master, T d, Coefficients<T> c, int64_t e) {
-  const T x = descend<T>(kMaster ? master[e] : widen(param[e]), d, c);
+PADDLE_ASGD_INLINE T read_weight(const P* param, const T* master, int64_t e) {
+  return kMaster ? master[e] : widen(param[e]);
+}
+
+template <typename P, typename T, bool kMaster>
+PADDLE_ASGD_INLINE void write_weight(P* param, T* master, T x, int64_t e) {
   if (kMaster) master[e] = x;
   narrow(x, &param[e]);
 }
 
-template <typename P, typename G, typename T, bool kMaster>
+template <typename P, typename G, typename T, bool kMaster, bool kTheta>
 PADDLE_ASGD_INLINE void update(P* __restrict__ param, const G* __restrict__ grad, T* __restrict__ d,
                                G* __restrict__ y_i, T* __restrict__ master, Coefficients<T> c, Range range) {
   for (int64_t e = range.begin; e < range.end; ++e) {
     // By way of a value: gcc does not vectorise a copy from one 16-bit struct in memory to another.
     const G g = grad[e];
-    const T sum = replace_gradient<T>(d[e], widen(y_i[e]), widen(g));
+    const T old = widen(y_i[e]), sum = replace_gradient<T>(d[e], old, widen(g), c.weight);
+    const T x = read_weight<P, T, kMaster>(param, master, e);
+    write_weight<P, T, kMaster>(param, master,
+                                kTheta ? descend_theta<T>(x, d[e], old, widen(g), c) : descend<T>(x, sum, c), e);
     d[e] = sum;
     y_i[e] = g;
-    descend_element<P, T, kMaster>(param, master, sum, c, e);
   }
 }
 
 // Adds kSlots slots to the sums, in their order.
-template <int kSlots, typename G>
-PADDLE_ASGD_INLINE void add_slots(double* __restrict__ sums, const G* __restrict__ y_i, int64_t numel, int64_t length) {
+template <int kSlots, bool kWeighted, typename G, typename T>
+PADDLE_ASGD_INLINE void add_slots(double* __restrict__ sums, const G* __restrict__ y_i, const double* weights,
+                                  int64_t numel, int64_t length) {
+  double rounded[kSlots] = {};
+  // As the step rounds them, so that both sums are of the same numbers.
+  for (int k = 0; kWeighted && k < kSlots; ++k) rounded[k] = static_cast<double>(static_cast<T>(weights[k]));
   for (int64_t j = 0; j < length; ++j) {
     double sum = sums[j];
 #pragma GCC unroll 8
-    for (int k = 0; k < kSlots; ++k) sum += static_cast<double>(widen(y_i[k * numel + j]));
+    for (int k = 0; k < kSlots; ++k) {
+      const double stored = static_cast<double>(widen(y_i[k * numel + j]));
+      sum += kWeighted ? rounded[k] * stored : stored;
+    }
     sums[j] = sum;
   }
 }
 
-// As update(), for a range whose sums are recomputed from the history. A unit's sums stay in the first-level cache,
-// and eight slots are read at once: one stream of memory alone is far from the bandwidth that the rest of the step
-// gets.
-template <typename P, typename G, typename T, bool kMaster>
-PADDLE_ASGD_INLINE void update_refreshed(P* __restrict__ param, const G* __restrict__ grad, T* __restrict__ d,
-                                         G* __restrict__ y, T* __restrict__ master, Coefficients<T> c, Range range,
-                                         int64_t slot, int64_t n, int64_t numel) {
-  std::copy(grad + range.begin, grad + range.end, y + slot * numel + range.begin);
+// The sums of one unit, anew. They stay in the first-level cache, and eight slots are read at once: one stream of
+// memory alone is far from the bandwidth that the rest of the step gets.
+template <bool kWeighted, typename G, typename T>
+PADDLE_ASGD_INLINE void sum_history(double* sums, const G* y, const double* weights, int64_t n, int64_t numel,
+                                    int64_t length) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    add_slots<8, kWeighted, G, T>(sums, y + i * numel, kWeighted ? weights + i : nullptr, numel, length);
+  for (; i < n; ++i)
+    add_slots<1, kWeighted, G, T>(sums, y + i * numel, kWeighted ? weights + i : nullptr, numel, length);
+}
+
+// One function for each type, not one for each combination: they are most of what there is to compile.
+using SumFunction = void (*)(double*, const void*, int64_t, const double*, int64_t, int64_t, int64_t);
+#define PADDLE_ASGD_SUM(name, kWeighted, G, T)                                                               \
+  PADDLE_ASGD_CLONES void name(double* sums, const void* y, int64_t begin, const double* weights, int64_t n, \
+                               int64_t numel, int64_t length) {                                              \
+    sum_history<kWeighted, G, T>(sums, static_cast<const G*>(y) + begin, weights, n, numel, length);         \
+  }
+PADDLE_ASGD_SUM(sum_float32, false, float, float)
+PADDLE_ASGD_SUM(sum_float64, false, double, double)
+PADDLE_ASGD_SUM(sum_float16, false, Float16, float)
+PADDLE_ASGD_SUM(sum_bfloat16, false, BFloat16, float)
+PADDLE_ASGD_SUM(sum_float32_weighted, true, float, float)
+PADDLE_ASGD_SUM(sum_float64_weighted, true, double, double)
+PADDLE_ASGD_SUM(sum_float16_weighted, true, Float16, float)
+PADDLE_ASGD_SUM(sum_bfloat16_weighted, true, BFloat16, float)
+#undef PADDLE_ASGD_SUM
+constexpr SumFunction kSum[][4] = {
+    {sum_float32, sum_float64, sum_float16, sum_bfloat16},
+    {sum_float32_weighted, sum_float64_weighted, sum_float16_weighted, sum_bfloat16_weighted}};  // by DType
+
+// The sums of a range, anew. A theta has moved x already: by d and y_i as they were.
+template <typename P, typename G, typename T, bool kMaster, bool kTheta>
+PADDLE_ASGD_INLINE void refresh(const Typed<P, G, T>& t, Coefficients<T> c, Range range, SumFunction sum, int64_t n,
+                                const double* weights) {
+  std::copy(t.grad + range.begin, t.grad + range.end, t.y_i + range.begin);
   for (int64_t begin = range.begin; begin < range.end; begin += kRefreshUnit) {
     const int64_t length = std::min(kRefreshUnit, range.end - begin);
     double sums[kRefreshUnit] = {};
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) add_slots<8>(sums, y + i * numel + begin, numel, length);
-    for (; i < n; ++i) add_slots<1>(sums, y + i * numel + begin, numel, length);
+    sum(sums, t.y, begin, weights, n, t.numel, length);
     for (int64_t j = 0; j < length; ++j) {
-      d[begin + j] = static_cast<T>(sums[j]);
-      descend_element<P, T, kMaster>(param, master, d[begin + j], c, begin + j);
+      const int64_t e = begin + j;
+      t.d[e] = static_cast<T>(sums[j]);
+      if (kTheta) continue;
+      const T x = read_weight<P, T, kMaster>(t.param, t.master, e);
+      write_weight<P, T, kMaster>(t.param, t.master, descend<T>(x, t.d[e], c), e);
     }
   }
 }
 
+template <typename P, typename G, typename T, bool kMaster, bool kTheta>
+PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, Coefficients<T> c, Range fresh, SumFunction sum, int64_t n,
+                                   const double* weights) {
+  // The direction of SAG takes d as it will be, and so leaves the fresh elements to refresh().
+  const Range before{0, kTheta ? t.numel : fresh.begin}, behind{kTheta ? t.numel : fresh.end, t.numel};
+  for (const Range& range : {before, behind}) {
+    update<P, G, T, kMaster, kTheta>(t.param, t.grad, t.d, t.y_i, t.master, c, range);
+  }
+  refresh<P, G, T, kMaster, kTheta>(t, c, fresh, sum, n, weights);
+}
+
+PADDLE_ASGD_INLINE Visit visit_of(const TensorArgs& t, const StepArgs& step) {
+  return step.batch_index.given ? indexed_visit(t.m, load(step.batch_index), step.batch_num)
+                                : cyclic_visit(*t.m, step.batch_num);
+}
+
+PADDLE_ASGD_INLINE double divisor(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
+  return weight_seen(visit, t.m, step.batch_index.given, step.batch_num, step.batch_weights);
+}
+
 template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const StepArgs& step) {
-  const int64_t m = *t.m, n = step.batch_num, slot = slot_of_step(m, n);
-  const Coefficients<T> c = coefficients<T>(load(step.learning_rate), load(step.weight_decay), m, n);
-  const Range fresh = refresh_range(m, n, t.numel);
-  P* param = static_cast<P*>(t.param);
-  const G* grad = static_cast<const G*>(t.grad);
-  T* d = static_cast<T*>(t.d);
+  const int64_t n = step.batch_num;
+  const Visit visit = visit_of(t, step);
+  const double* weights = step.batch_weights;
+  const Coefficients<T> c = coefficients<T>(load(step.learning_rate), load(step.weight_decay), load(step.theta),
+                                            weights == nullptr ? 1.0 : weights[visit.slot], divisor(visit, t, step));
+  const Range fresh = refresh_range(*t.m, n, t.numel);
   G* y = static_cast<G*>(t.y);
-  T* master = static_cast<T*>(t.master);
-  G* y_i = y + slot * t.numel;
-  update<P, G, T, kMaster>(param, grad, d, y_i, master, c, Range{0, fresh.begin});
-  update_refreshed<P, G, T, kMaster>(param, grad, d, y, master, c, fresh, slot, n, t.numel);
-  update<P, G, T, kMaster>(param, grad, d, y_i, master, c, Range{fresh.end, t.numel});
-  *t.m = next_step(m);
+  const Typed<P, G, T> typed{static_cast<P*>(t.param),
+                             static_cast<const G*>(t.grad),
+                             static_cast<T*>(t.d),
+                             y,
+                             y + visit.slot * t.numel,
+                             static_cast<T*>(t.master),
+                             t.numel};
+  const SumFunction sum = kSum[weights != nullptr][static_cast<int>(t.grad_dtype)];
+  if (step.has_theta) {
+    update_all<P, G, T, kMaster, true>(typed, c, fresh, sum, n, weights);
+  } else {
+    update_all<P, G, T, kMaster, false>(typed, c, fresh, sum, n, weights);
+  }
+  advance(t.m, visit, step.batch_index.given);
 }
 
 // Function templates cannot be cloned, so each combination of storage types gets a function of its own.
@@ -126,11 +211,111 @@ StepFunction choose(const TensorArgs& t) {
   return step_float32;
 }
 
+// ---- The watch -----------------------------------------------------------------------------------------------------
+
+// A sum for every element of a run, so that the loop over them is vector code.
+struct Sampled {
+  double replaced[kWatchRun];
+  double centred[kWatchRun];
+};
+
+template <typename G, typename T>
+PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin,
+                                   Sampled* sampled) {
+  const G* grad = static_cast<const G*>(t.grad) + begin;
+  const G* y_i = static_cast<const G*>(t.y) + visit.slot * t.numel + begin;
+  const T* d = static_cast<const T*>(t.d) + begin;
+  const T share = static_cast<T>(1 / weight_seen);
+  const int64_t length = std::min(kWatchRun, t.numel - begin);
+  for (int64_t j = 0; j < length; ++j) {
+    const double g = widen(grad[j]);
+    const double replaced = g - widen(y_i[j]), centred = g - d[j] * share;
+    sampled->replaced[j] += replaced * replaced;
+    sampled->centred[j] += centred * centred;
+  }
+}
+
+#define PADDLE_ASGD_SAMPLE(name, G, T)                                                                     \
+  PADDLE_ASGD_CLONES void name(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin, \
+                               Sampled* sampled) {                                                         \
+    sample_run<G, T>(t, visit, weight_seen, begin, sampled);                                               \
+  }
+PADDLE_ASGD_SAMPLE(sample_float32, float, float)
+PADDLE_ASGD_SAMPLE(sample_float64, double, double)
+PADDLE_ASGD_SAMPLE(sample_float16, Float16, float)
+PADDLE_ASGD_SAMPLE(sample_bfloat16, BFloat16, float)
+#undef PADDLE_ASGD_SAMPLE
+
+using SampleFunction = void (*)(const TensorArgs&, const Visit&, double, int64_t, Sampled*);
+constexpr SampleFunction kSample[] = {sample_float32, sample_float64, sample_float16, sample_bfloat16};  // by DType
+
+int64_t windows_of(const TensorArgs& t) { return (t.numel + kWatchWindow - 1) / kWatchWindow; }
+
+// Before the step changes what is compared.
+void watch_slots(const StepArgs& step) {
+  int64_t windows = 0;
+  for (int64_t i = 0; i < step.count; ++i) windows += windows_of(step.tensors[i]);
+  const int64_t stride = watch_stride(windows);
+  Sampled sampled = {};
+  // The number of windows until the next that is sampled, across the tensors.
+  int64_t next = slot_of_step(*step.tensors[0].m, stride);
+  for (int64_t i = 0; i < step.count; ++i) {
+    const TensorArgs& t = step.tensors[i];
+    const int64_t count = windows_of(t);
+    if (next < count) {
+      const Visit visit = visit_of(t, step);
+      const double seen = divisor(visit, t, step);
+      for (; next < count; next += stride) {
+        if (!visit.seen_before) continue;
+        kSample[static_cast<int>(t.grad_dtype)](t, visit, seen, watch_begin(next, *t.m, t.numel), &sampled);
+      }
+    }
+    next -= count;
+  }
+  for (int64_t j = 0; j < kWatchRun; ++j) {
+    step.watch[kReplaced] += sampled.replaced[j];
+    step.watch[kCentred] += sampled.centred[j];
+  }
+}
+
+// ---- The norm ------------------------------------------------------------------------------------------------------
+
+template <typename P, typename T>
+double sum_of_squares(const TensorArgs& t, double weight_decay, double weight_seen) {
+  const T* d = static_cast<const T*>(t.d);
+  double sum = 0;
+  for (int64_t e = 0; e < t.numel; ++e) {
+    const T x = t.master == nullptr ? widen(static_cast<const P*>(t.param)[e]) : static_cast<const T*>(t.master)[e];
+    const double known = known_gradient<T>(x, d[e], weight_decay, weight_seen);
+    sum += known * known;
+  }
+  return sum;
+}
+
+using NormFunction = double (*)(const TensorArgs&, double, double);
+constexpr NormFunction kNorm[] = {sum_of_squares<float, float>, sum_of_squares<double, double>,
+                                  sum_of_squares<Float16, float>, sum_of_squares<BFloat16, float>};  // by DType
+
 }  // namespace
 
 void asgd_cpu(const StepArgs& step) {
   if (step.found_inf != nullptr && *step.found_inf) return;
+  if (step.batch_index.given && !in_range(load(step.batch_index), step.batch_num)) {
+    if (step.watch != nullptr) refuse_index(step.watch, load(step.batch_index));
+    return;
+  }
+  if (step.watch != nullptr && step.count > 0) watch_slots(step);
   for (int64_t i = 0; i < step.count; ++i) choose(step.tensors[i])(step.tensors[i], step);
+  if (step.watch != nullptr) close_step(step.watch, step.batch_num);
+}
+
+void asgd_norm_cpu(const StepArgs& step, double* sum) {
+  for (int64_t i = 0; i < step.count; ++i) {
+    const TensorArgs& t = step.tensors[i];
+    const double known = weight_known(t.m, step.batch_index.given, step.batch_num, step.batch_weights);
+    if (known == 0) continue;  // no gradient has ever reached it
+    *sum += kNorm[static_cast<int>(t.param_dtype)](t, load(step.weight_decay), known);
+  }
 }
 
 }  // namespace paddle_asgd

@@ -1,55 +1,19 @@
 // The step on the GPU: many tensors in one launch. Must not include Paddle (so that it builds and runs on its own), and
 // must not write the formula again (asgd_formula.h). No allocation, no synchronisation, no copy: a step can be
 // captured.
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 #include "asgd_formula.h"
 #include "asgd_kernel.h"
+#include "asgd_slots.h"
+#include "asgd_watch.h"
+#include "multi_tensor.h"
 
 namespace paddle_asgd {
 namespace {
 
 constexpr int kThreads = 256;
-// Elements of one tensor that one block updates. Small enough to balance tensors of very different sizes, large enough
-// to pay for the search of the tensor.
-constexpr int64_t kChunk = 4096;
-
-// The tensors of a launch travel as its argument: no copy to the device, nothing to keep alive. CUDA 12.1 raised the
-// limit on arguments from 4 KiB to 32,764 bytes for Volta and later.
-#if CUDART_VERSION >= 12010 && defined(__CUDA_ARCH_LIST__)
-constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
-constexpr bool large_arguments() {
-  for (const int architecture : kArchitectures) {
-    if (architecture < 700) return false;
-  }
-  return true;
-}
-constexpr bool kLargeArguments = large_arguments();
-#else
-constexpr bool kLargeArguments = false;
-#endif
-constexpr int kMaxTensors = kLargeArguments ? 480 : 56;
-
-// Tells the compiler that the argument is never written, so that it need not be copied to be indexed.
-#if CUDART_VERSION >= 11070 && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700)
-#define PADDLE_ASGD_GRID_CONSTANT __grid_constant__
-#else
-#define PADDLE_ASGD_GRID_CONSTANT
-#endif
-
-struct Launch {
-  TensorArgs tensors[kMaxTensors];
-  // Blocks first_block[t] to first_block[t + 1] work on tensor t; what lies behind the last tensor is not read.
-  int32_t first_block[kMaxTensors + 1];
-  int32_t count;
-  int64_t batch_num;
-  Scalar learning_rate;
-  Scalar weight_decay;
-  const bool* found_inf;
-};
-static_assert(sizeof(Launch) <= (kLargeArguments ? 32764 : 4096), "more than a launch's arguments may hold");
+static_assert(kChunk == kWatchWindow, "the watch counts blocks for windows");
 
 // As many elements as fill 16 bytes of the narrowest storage type, loaded and stored in 16-byte accesses.
 template <typename S, int kCount>
@@ -68,6 +32,8 @@ struct Typed {
   T* master;
   int64_t numel;
   int64_t n;
+  const double* weights;
+  bool has_theta;
   Range fresh;
   Coefficients<T> c;
 
@@ -87,8 +53,10 @@ struct Typed {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) stored.at[k] = y_i[k];
       }
+      // As the step rounds it, so that both sums are of the same numbers. A product with 1 is exact.
+      const double weight = weights == nullptr ? 1.0 : static_cast<double>(static_cast<T>(weights[i]));
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) sum[k] += static_cast<double>(widen(stored.at[k]));
+      for (int k = 0; k < kCount; ++k) sum[k] += weight * static_cast<double>(widen(stored.at[k]));
     }
     Vector<T, kCount> result;
 #pragma unroll
@@ -111,18 +79,27 @@ struct Typed {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) x.at[k] = widen(rounded.at[k]);
     }
+    if (has_theta) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        x.at[k] = descend_theta<T>(x.at[k], sum.at[k], widen(old.at[k]), widen(g.at[k]), c);
+      }
+    }
     // A refresh unit is a multiple of every vector's length, so one comparison speaks for all of its elements.
     if (e >= fresh.begin && e < fresh.end) {
       sum = refreshed_sum<kCount>(e);
     } else {
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) sum.at[k] = replace_gradient<T>(sum.at[k], widen(old.at[k]), widen(g.at[k]));
+      for (int k = 0; k < kCount; ++k) {
+        sum.at[k] = replace_gradient<T>(sum.at[k], widen(old.at[k]), widen(g.at[k]), c.weight);
+      }
+    }
+    if (!has_theta) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) x.at[k] = descend<T>(x.at[k], sum.at[k], c);
     }
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      x.at[k] = descend<T>(x.at[k], sum.at[k], c);
-      narrow(x.at[k], &rounded.at[k]);
-    }
+    for (int k = 0; k < kCount; ++k) narrow(x.at[k], &rounded.at[k]);
     *reinterpret_cast<Vector<T, kCount>*>(d + e) = sum;
     if (master != nullptr) *reinterpret_cast<Vector<T, kCount>*>(master + e) = x;
     *reinterpret_cast<Vector<P, kCount>*>(param + e) = rounded;
@@ -136,36 +113,44 @@ struct Typed {
   }
 };
 
-__device__ int find_tensor(const Launch& launch, int32_t block) {
-  int low = 0, high = launch.count;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (launch.first_block[middle] <= block) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+// The host may not know what keeps a step from being taken.
+__device__ bool takes_step(const StepArgs& step) {
+  if (step.found_inf != nullptr && *step.found_inf) return false;
+  return !step.batch_index.given || in_range(load(step.batch_index), step.batch_num);
+}
+
+__device__ Visit visit_of(const TensorArgs& t, const StepArgs& step) {
+  return step.batch_index.given ? indexed_visit(t.m, load(step.batch_index), step.batch_num)
+                                : cyclic_visit(*t.m, step.batch_num);
+}
+
+__device__ double divisor(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
+  return weight_seen(visit, t.m, step.batch_index.given, step.batch_num, step.batch_weights);
 }
 
 template <typename P, typename G, typename T>
 __global__ void __launch_bounds__(kThreads) step_tensors(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
-  if (launch.found_inf != nullptr && *launch.found_inf) return;
+  const StepArgs& step = launch.step;
+  if (!takes_step(step)) return;
   const int index = find_tensor(launch, blockIdx.x);
   const TensorArgs& t = launch.tensors[index];
-  const int64_t m = *t.m, n = launch.batch_num;
+  const int64_t n = step.batch_num;
+  const Visit visit = visit_of(t, step);
   G* y = static_cast<G*>(t.y);
-  const Typed<P, G, T> typed{static_cast<P*>(t.param),
-                             static_cast<const G*>(t.grad),
-                             static_cast<T*>(t.d),
-                             y,
-                             y + slot_of_step(m, n) * t.numel,
-                             static_cast<T*>(t.master),
-                             t.numel,
-                             n,
-                             refresh_range(m, n, t.numel),
-                             coefficients<T>(load(launch.learning_rate), load(launch.weight_decay), m, n)};
+  const Typed<P, G, T> typed{
+      static_cast<P*>(t.param),
+      static_cast<const G*>(t.grad),
+      static_cast<T*>(t.d),
+      y,
+      y + visit.slot * t.numel,
+      static_cast<T*>(t.master),
+      t.numel,
+      n,
+      step.batch_weights,
+      step.has_theta,
+      refresh_range(*t.m, n, t.numel),
+      coefficients<T>(load(step.learning_rate), load(step.weight_decay), load(step.theta),
+                      step.batch_weights == nullptr ? 1.0 : step.batch_weights[visit.slot], divisor(visit, t, step))};
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - launch.first_block[index]) * kChunk;
   const int64_t end = min(begin + kChunk, t.numel);
   constexpr int kNarrowest = sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G);
@@ -180,22 +165,66 @@ __global__ void __launch_bounds__(kThreads) step_tensors(const PADDLE_ASGD_GRID_
   for (int64_t e = scalar_begin + threadIdx.x; e < end; e += kThreads) typed.template update<1>(e);
 }
 
-// A launch of its own: within step_tensors some block might still have to read a counter that another advanced.
-__global__ void advance_counters(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
-  if (launch.found_inf != nullptr && *launch.found_inf) return;
-  for (int t = threadIdx.x; t < launch.count; t += blockDim.x) {
-    *launch.tensors[t].m = next_step(*launch.tensors[t].m);
+// A launch of its own, before step_tensors changes what is compared: there it would cost every block its registers.
+// One thread takes one run. The order of these sums differs from run to run, and no step depends on them.
+template <typename G, typename T>
+__global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+  const StepArgs& step = launch.step;
+  if (!takes_step(step)) return;
+  const int64_t windows = launch.first_block[launch.count], stride = watch_stride(windows);
+  const int64_t first = slot_of_step(*launch.tensors[0].m, stride);
+  const int64_t window = first + (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * stride;
+  if (window >= windows) return;
+  const int index = find_tensor(launch, static_cast<int32_t>(window));
+  const TensorArgs& t = launch.tensors[index];
+  const Visit visit = visit_of(t, step);
+  if (!visit.seen_before) return;
+  const int64_t begin = watch_begin(window - launch.first_block[index], *t.m, t.numel);
+  const int64_t end = min(begin + kWatchRun, t.numel);
+  const G* y_i = static_cast<const G*>(t.y) + visit.slot * t.numel;
+  const T share = static_cast<T>(1 / divisor(visit, t, step));
+  double sum_replaced = 0, sum_centred = 0;
+  for (int64_t e = begin; e < end; ++e) {
+    const double g = widen(static_cast<const G*>(t.grad)[e]);
+    const double replaced = g - widen(y_i[e]), centred = g - static_cast<const T*>(t.d)[e] * share;
+    sum_replaced += replaced * replaced;
+    sum_centred += centred * centred;
   }
+  atomicAdd(&step.watch[kReplaced], sum_replaced);
+  atomicAdd(&step.watch[kCentred], sum_centred);
+}
+
+// A launch of its own: within step_tensors some block might still have to read a clock that another advanced.
+__global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+  const StepArgs& step = launch.step;
+  const bool takes = takes_step(step), watches = launch.last && step.watch != nullptr && threadIdx.x == 0;
+  if (!takes) {
+    const bool skipped = step.found_inf != nullptr && *step.found_inf;
+    if (watches && !skipped) refuse_index(step.watch, load(step.batch_index));
+    return;
+  }
+  for (int t = threadIdx.x; t < launch.count; t += blockDim.x) {
+    const TensorArgs& tensor = launch.tensors[t];
+    advance(tensor.m, visit_of(tensor, step), step.batch_index.given);
+  }
+  if (watches) close_step(step.watch, step.batch_num);
 }
 
 template <typename P, typename G, typename T>
 cudaError_t enqueue(const Launch& launch, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
   // No tensor, or none with an element: a launch of no blocks is an error in CUDA.
-  if (blocks > 0) step_tensors<P, G, T><<<blocks, kThreads, 0, stream>>>(launch);
+  if (blocks > 0) {
+    if (launch.step.watch != nullptr) {
+      const int64_t runs = (blocks + watch_stride(blocks) - 1) / watch_stride(blocks);
+      const int32_t watchers = static_cast<int32_t>((runs + kThreads - 1) / kThreads);
+      watch_slots<G, T><<<watchers, kThreads, 0, stream>>>(launch);
+    }
+    step_tensors<P, G, T><<<blocks, kThreads, 0, stream>>>(launch);
+  }
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess || launch.count == 0) return error;
-  advance_counters<<<1, kThreads, 0, stream>>>(launch);
+  advance_clocks<<<1, kThreads, 0, stream>>>(launch);
   return cudaGetLastError();
 }
 
@@ -215,53 +244,81 @@ cudaError_t enqueue(const Launch& launch, DType param, DType grad, cudaStream_t 
   return enqueue<float, float, float>(launch, stream);
 }
 
-// Packs the tensors of one pair of storage types and launches whenever the arguments are full and, behind the loop,
-// for what is left: an empty tensor at the end of the list must not swallow the work packed before it.
-cudaError_t step_of_types(const StepArgs& step, DType param, DType grad, cudaStream_t stream) {
-  Launch launch;
-  launch.count = 0;
-  launch.first_block[0] = 0;
-  launch.batch_num = step.batch_num;
-  launch.learning_rate = step.learning_rate;
-  launch.weight_decay = step.weight_decay;
-  launch.found_inf = step.found_inf;
-  for (int64_t i = 0; i < step.count; ++i) {
-    const TensorArgs& t = step.tensors[i];
-    if (t.param_dtype != param || t.grad_dtype != grad) continue;
-    const int64_t blocks = (t.numel + kChunk - 1) / kChunk;
-    if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-    if (launch.count == kMaxTensors || launch.first_block[launch.count] + blocks > INT32_MAX) {
-      const cudaError_t error = enqueue(launch, param, grad, stream);
-      if (error != cudaSuccess) return error;
-      launch.count = 0;
+// As many blocks as keep the memory busy: each thread adds once to the sum, in an order that differs from run to run.
+constexpr int32_t kNormBlocks = 1024;
+
+template <typename P, typename T>
+__global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT Launch launch, double* total) {
+  const StepArgs& step = launch.step;
+  const double weight_decay = load(step.weight_decay);
+  double sum = 0;
+  for (int32_t block = blockIdx.x; block < launch.first_block[launch.count]; block += kNormBlocks) {
+    const int index = find_tensor(launch, block);
+    const TensorArgs& t = launch.tensors[index];
+    const double known = weight_known(t.m, step.batch_index.given, step.batch_num, step.batch_weights);
+    if (known == 0) continue;  // no gradient has ever reached it
+    const int64_t begin = (static_cast<int64_t>(block) - launch.first_block[index]) * kChunk;
+    const int64_t end = min(begin + kChunk, t.numel);
+    for (int64_t e = begin + threadIdx.x; e < end; e += kThreads) {
+      const T x = t.master == nullptr ? widen(static_cast<const P*>(t.param)[e]) : static_cast<const T*>(t.master)[e];
+      const double gradient = known_gradient<T>(x, static_cast<const T*>(t.d)[e], weight_decay, known);
+      sum += gradient * gradient;
     }
-    // An empty tensor gets no block, but its counter advances like that of every other.
-    launch.tensors[launch.count] = t;
-    launch.first_block[launch.count + 1] = launch.first_block[launch.count] + static_cast<int32_t>(blocks);
-    ++launch.count;
   }
-  return enqueue(launch, param, grad, stream);
+  atomicAdd(total, sum);
+}
+
+template <typename P, typename T>
+cudaError_t enqueue_norm(const Launch& launch, double* sum, cudaStream_t stream) {
+  const int32_t blocks = launch.first_block[launch.count];
+  if (blocks > 0) add_squares<P, T><<<min(blocks, kNormBlocks), kThreads, 0, stream>>>(launch, sum);
+  return cudaGetLastError();
+}
+
+cudaError_t enqueue_norm(const Launch& launch, DType param, double* sum, cudaStream_t stream) {
+  switch (param) {
+    case DType::kFloat64:
+      return enqueue_norm<double, double>(launch, sum, stream);
+    case DType::kFloat16:
+      return enqueue_norm<Float16, float>(launch, sum, stream);
+    case DType::kBFloat16:
+      return enqueue_norm<BFloat16, float>(launch, sum, stream);
+    case DType::kFloat32:
+      break;
+  }
+  return enqueue_norm<float, float>(launch, sum, stream);
 }
 
 }  // namespace
 
 const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
-  int previous = 0;
-  // Cleared, for an error that somebody else left behind would be taken for that of a launch. A lasting one comes
-  // again.
-  cudaGetLastError();
-  cudaError_t error = cudaSuccess;
-  error = cudaGetDevice(&previous);
-  if (error == cudaSuccess) error = cudaSetDevice(device);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  constexpr DType kTypes[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},
-                                 {DType::kFloat16, DType::kFloat16},   {DType::kFloat16, DType::kFloat32},
-                                 {DType::kBFloat16, DType::kBFloat16}, {DType::kBFloat16, DType::kFloat32}};
-  for (const auto& types : kTypes) {
-    if (error == cudaSuccess) error = step_of_types(step, types[0], types[1], static_cast<cudaStream_t>(stream));
-  }
-  cudaSetDevice(previous);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return on_device(device, [&]() {
+    cudaError_t error = cudaSuccess;
+    // The types of the last tensor come last, for its launch closes the step.
+    for (const bool last : {false, true}) {
+      for (const auto& types : kTypes) {
+        const bool closes = step.count > 0 && is_of(step.tensors[step.count - 1], types);
+        if (error != cudaSuccess || closes != last) continue;
+        error = for_each_launch(step, types, [&](const Launch& launch) {
+          return enqueue(launch, types[0], types[1], static_cast<cudaStream_t>(stream));
+        });
+      }
+    }
+    return error;
+  });
+}
+
+const char* asgd_norm_cuda(const StepArgs& step, double* sum, int device, void* stream) {
+  return on_device(device, [&]() {
+    cudaError_t error = cudaSuccess;
+    for (const auto& types : kTypes) {
+      if (error != cudaSuccess) return error;
+      error = for_each_launch(step, types, [&](const Launch& launch) {
+        return enqueue_norm(launch, types[0], sum, static_cast<cudaStream_t>(stream));
+      });
+    }
+    return error;
+  });
 }
 
 }  // namespace paddle_asgd

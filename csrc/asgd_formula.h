@@ -6,47 +6,56 @@
 // (Mathematical Programming 162, 2017), Algorithm 1:
 //   x  the parameter          g    the gradient of this step's batch
 //   n  the number of batches  y_i  the last gradient seen of batch i
-//   d  the sum of all y_i     m    the steps taken before this one
+//   d  the sum of all y_i     m    the steps taken before this one (asgd_slots.h)
+// Where batches are of unequal size, w_i is the weight of batch i, and d the sum of all w_i * y_i.
 #pragma once
 
 #include "half.h"
 
 namespace paddle_asgd {
 
-// The slot of this step's batch. Unsigned, so that a damaged counter cannot index outside of the history.
-PADDLE_ASGD_HOST_DEVICE int64_t slot_of_step(int64_t m, int64_t n) {
-  return static_cast<int64_t>(static_cast<uint64_t>(m) % static_cast<uint64_t>(n));
-}
-
-// m <- m + 1, without overflow whatever m is.
-PADDLE_ASGD_HOST_DEVICE int64_t next_step(int64_t m) { return static_cast<int64_t>(static_cast<uint64_t>(m) + 1); }
-
-// d <- d - y_i + g. In this order: with one batch, where d equals y_i, the result is g exactly; and
+// d <- d - w_i * y_i + w_i * g. In this order: with one batch, where d equals y_i, the result is g exactly; and
 // what rounding adds to a sum of many numbers of one sign when g enters, it takes back when g leaves.
 template <typename T>
-PADDLE_ASGD_HOST_DEVICE T replace_gradient(T d, T y_i, T g) {
-  return (d - y_i) + g;
+PADDLE_ASGD_HOST_DEVICE T replace_gradient(T d, T y_i, T g, T weight) {
+  return (d - weight * y_i) + weight * g;
 }
 
 // What one step multiplies with, the same for every element: computed once, in double.
 template <typename T>
 struct Coefficients {
-  T step;    // learning_rate / (number of batches seen so far)
+  T weight;  // w_i
+  T step;    // learning_rate / (what the batches seen so far weigh together)
   T shrink;  // learning_rate * weight_decay
+  T change;  // learning_rate * theta, where there is a theta
 };
 
 template <typename T>
-PADDLE_ASGD_HOST_DEVICE Coefficients<T> coefficients(double learning_rate, double weight_decay, int64_t m, int64_t n) {
-  // A damaged counter (negative) counts as a full pass: no division by zero.
-  const int64_t seen = m >= 0 && m < n ? m + 1 : n;
-  return Coefficients<T>{static_cast<T>(learning_rate / static_cast<double>(seen)),
-                         static_cast<T>(learning_rate * weight_decay)};
+PADDLE_ASGD_HOST_DEVICE Coefficients<T> coefficients(double learning_rate, double weight_decay, double theta,
+                                                     double weight, double weight_seen) {
+  return Coefficients<T>{static_cast<T>(weight), static_cast<T>(learning_rate / weight_seen),
+                         static_cast<T>(learning_rate * weight_decay), static_cast<T>(learning_rate * theta)};
 }
 
-// x <- x - learning_rate * (d / min(m + 1, n) + weight_decay * x)
+// x <- x - learning_rate * (d / m + weight_decay * x), with the present d. This is SAG.
 template <typename T>
 PADDLE_ASGD_HOST_DEVICE T descend(T x, T d, Coefficients<T> c) {
   return x - (c.step * d + c.shrink * x);
+}
+
+// x <- x - learning_rate * (theta * w_i * (g - y_i) + d_old / m + weight_decay * x), with d as it was before this step.
+// SAG is theta = 1 / m. With theta = 1 it is SAGA: Defazio, Bach and Lacoste-Julien, "SAGA: A Fast Incremental Gradient
+// Method With Support for Non-Strongly Convex Composite Objectives" (NIPS 2014).
+template <typename T>
+PADDLE_ASGD_HOST_DEVICE T descend_theta(T x, T d_old, T y_i, T g, Coefficients<T> c) {
+  return x - ((c.change * (c.weight * (g - y_i)) + c.step * d_old) + c.shrink * x);
+}
+
+// d / m + weight_decay * x: the gradient of the whole objective as far as the history knows it. The paper stops where
+// its norm is small.
+template <typename T>
+PADDLE_ASGD_HOST_DEVICE double known_gradient(T x, T d, double weight_decay, double weight_seen) {
+  return static_cast<double>(d) / weight_seen + weight_decay * static_cast<double>(x);
 }
 
 // The running sum d gathers rounding errors and keeps a NaN for ever. So every step recomputes d as the sum of y for a
@@ -79,7 +88,8 @@ PADDLE_ASGD_HOST_DEVICE int64_t first_refreshed(int64_t k, int64_t steps, int64_
 PADDLE_ASGD_HOST_DEVICE Range refresh_range(int64_t m, int64_t n, int64_t numel) {
   if (numel == 0) return Range{0, 0};
   const int64_t units = (numel + kRefreshUnit - 1) / kRefreshUnit;
-  const int64_t steps = kRefreshPasses * n, k = slot_of_step(m, steps);
+  const int64_t steps = kRefreshPasses * n;
+  const int64_t k = static_cast<int64_t>(static_cast<uint64_t>(m) % static_cast<uint64_t>(steps));
   const int64_t begin = first_refreshed(k, steps, units) * kRefreshUnit;
   const int64_t end = first_refreshed(k + 1, steps, units) * kRefreshUnit;
   return Range{begin < numel ? begin : numel, end < numel ? end : numel};

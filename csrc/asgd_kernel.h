@@ -16,7 +16,7 @@ struct TensorArgs {
   const void* grad;  // [numel] of grad_dtype
   void* d;           // [numel], float or double: the sum of the stored gradients
   void* y;           // [batch_num, numel] of grad_dtype: the stored gradients
-  int64_t* m;        // [1]: the steps taken, read and advanced by the kernel
+  int64_t* m;        // the clock, read and advanced by the kernel: [1], or as asgd_slots.h says with a batch index
   void* master;      // [numel] float, or null: the weights that a 16-bit parameter is rounded from
   int64_t numel;
   DType param_dtype;
@@ -37,6 +37,18 @@ PADDLE_ASGD_HOST_DEVICE double load(const Scalar& scalar) {
                                          : static_cast<double>(*static_cast<const float*>(scalar.data));
 }
 
+// Which slot this step's batch has, if the user says so.
+struct BatchIndex {
+  bool given;           // false: the slots take turns, by each parameter's own clock
+  const int64_t* data;  // null: `value` holds
+  int64_t value;
+};
+
+// Called where `data` lies.
+PADDLE_ASGD_HOST_DEVICE int64_t load(const BatchIndex& index) {
+  return index.data == nullptr ? index.value : *index.data;
+}
+
 struct StepArgs {
   const TensorArgs* tensors;
   int64_t count;
@@ -44,11 +56,23 @@ struct StepArgs {
   Scalar learning_rate;
   Scalar weight_decay;
   const bool* found_inf;  // device memory, or null. True: the step changes nothing
+  BatchIndex batch_index;
+  const double* batch_weights;  // [batch_num] of mean 1 in device memory, or null: all batches weigh the same
+  bool has_theta;
+  Scalar theta;
+  double* watch;  // [kWatchSize] in device memory (asgd_watch.h), or null
 };
 
+// A batch index out of range changes nothing but the watch, which notes it: a device cannot raise.
 void asgd_cpu(const StepArgs& step);
 
 // Enqueues the step on `stream` (a cudaStream_t) of `device`; returns null, or CUDA's words about what went wrong.
 const char* asgd_cuda(const StepArgs& step, int device, void* stream);
+
+// Adds to `sum`, one double in device memory, the squares of known_gradient (asgd_formula.h) of all tensors; of a step
+// it reads the tensors but for their gradients and histories, batch_num, weight_decay, batch_weights, and of
+// batch_index whether one is given.
+void asgd_norm_cpu(const StepArgs& step, double* sum);
+const char* asgd_norm_cuda(const StepArgs& step, double* sum, int device, void* stream);
 
 }  // namespace paddle_asgd

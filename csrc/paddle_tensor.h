@@ -8,6 +8,7 @@
 #include <string>
 
 #include "asgd_kernel.h"
+#include "asgd_slots.h"
 #include "paddle/common/ddim.h"
 #include "paddle/extension.h"
 // Its error reporting asks for the headers of cuBLAS, cuDNN and more, which a toolkit need not have. Nothing that is
@@ -186,6 +187,41 @@ inline Scalar scalar(const char* what, const Tensor* t, double value, const Plac
     refuse(what, "a tensor on " + show(*memory.place), show(place) + ", where the parameters are");
   }
   return number;
+}
+
+// A slot of the history. What the host can read is checked here, the rest by the kernel, which cannot raise.
+inline BatchIndex batch_index(const Tensor* t, int64_t value, int64_t batch_num, const Place& place) {
+  BatchIndex index{true, nullptr, value};
+  if (t != nullptr) {
+    const std::string expected = "one int64 on the host or on " + show(place);
+    const Memory memory = one_element("batch_index", *t, expected);
+    const bool on_host = memory.place->GetType() == phi::AllocationType::CPU;
+    if (t->dtype() != DataType::INT64 || !(on_host || same(*memory.place, place))) {
+      refuse("batch_index", show(t->dtype()) + " on " + show(*memory.place), expected);
+    }
+    index.data = static_cast<const int64_t*>(memory.begin);
+    if (!on_host) return index;
+    index = BatchIndex{true, nullptr, load(index)};
+  }
+  if (!in_range(index.value, batch_num)) {
+    refuse("batch_index", std::to_string(index.value),
+           "0 to " + std::to_string(batch_num - 1) + ", for batch_num is " + std::to_string(batch_num));
+  }
+  return index;
+}
+
+// `count` numbers of float64 where the parameters are, or null.
+inline double* doubles(const char* what, const Tensor* t, int64_t count, const Place& place) {
+  if (t == nullptr) return nullptr;
+  const std::string expected = "float64 [" + std::to_string(count) + "] on " + show(place);
+  const DenseTensor* dense = dense_tensor(*t);
+  const Memory memory = dense == nullptr ? Memory{} : memory_of(*dense, 0);
+  if (memory.begin == nullptr) refuse(what, "a tensor without memory", expected);
+  const bool fits = same(dense->meta().dims, DDim({count})) && extent_of(*dense).contiguous;
+  if (!fits || dense->meta().dtype != DataType::FLOAT64 || !same(*memory.place, place)) {
+    refuse(what, show(t->dtype()) + " " + show(t->dims()) + " on " + show(*memory.place), expected);
+  }
+  return static_cast<double*>(memory.begin);
 }
 
 inline const bool* flag(const char* what, const Tensor* t, const Place& place) {

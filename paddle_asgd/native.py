@@ -80,6 +80,10 @@ def asgd_update(
     weight_decay: float | Any,
     found_inf: Any | None = None,
     check_only: bool = False,
+    batch_index: int | Any | None = None,
+    batch_weights: Any | None = None,
+    theta: float | Any | None = None,
+    watch: Any | None = None,
 ) -> None:
     """Take one SAG step for all parameters: at once in dygraph, as one operator appended to the static graph else.
 
@@ -90,12 +94,18 @@ def asgd_update(
         grads: their gradients, of the same shapes; dtype of the parameter, or float32 for a 16-bit parameter.
         d: the sums of the stored gradients, of the same shapes, float32 (float64 for float64); written.
         y: the stored gradients, ``[batch_num, *shape]``, dtype of the gradients; written.
-        m: the numbers of steps taken, int64 ``[1]``; written.
+        m: the clocks, int64: ``[1]``, the steps taken; with a ``batch_index`` ``[clock_length(batch_num)]``; written.
         masters: the float32 weights of 16-bit parameters, one for each; None without; written.
         learning_rate: a number, or a tensor of one float32 or float64; a tensor in static graphs.
         weight_decay: the same.
         found_inf: a tensor of one bool; where True the step changes nothing.
         check_only: dygraph only, check everything and change nothing.
+        batch_index: the slot of this step's batch, an int or a tensor of one int64, on the host or beside the
+            parameters; None: the slots take turns. Out of range on a GPU, it changes nothing but ``watch``.
+        batch_weights: what each batch weighs, float64 ``[batch_num]`` of mean 1; None: all the same.
+        theta: how much of the change of a gradient enters the direction, a number or a tensor of one float32 or
+            float64; None: SAG.
+        watch: float64 ``[WATCH_SIZE]``, what ``csrc/asgd_watch.h`` keeps; written.
 
     Raises:
         TypeError: an argument is not of the kind it must be.
@@ -104,18 +114,53 @@ def asgd_update(
         RuntimeError: the library does not serve the parameters' device, or CUDA reports an error.
     """
     if in_dygraph_mode():
-        _C.asgd_update(params, grads, d, y, m, masters, learning_rate, weight_decay, found_inf, check_only)
+        _C.asgd_update(
+            *(params, grads, d, y, m, masters, learning_rate, weight_decay, found_inf, check_only),
+            *(batch_index, batch_weights, theta, watch),
+        )
         return
     _check_static(params, masters, learning_rate=learning_rate, weight_decay=weight_decay)
     if in_pir_mode():
         outputs = _C_ops._run_custom_op(
-            _OPERATOR, params, grads, learning_rate, weight_decay, d, y, m, masters, found_inf
+            *(_OPERATOR, params, grads, learning_rate, weight_decay, d, y, m, masters, found_inf),
+            *(batch_index, batch_weights, theta, watch),
         )
         _drop_splits(outputs, len(params))
     else:
-        written = {"params": params, "d": d, "y": y, "m": m, "masters": masters}
+        written = {"params": params, "d": d, "y": y, "m": m, "masters": masters, "watch": watch}
         read = {"grads": grads, "learning_rate": learning_rate, "weight_decay": weight_decay, "found_inf": found_inf}
+        read.update(batch_index=batch_index, batch_weights=batch_weights, theta=theta)
         _append_to_block(written, read)
+
+
+def asgd_norm(
+    params: Tensors,
+    d: Tensors,
+    m: Tensors,
+    masters: Tensors | None,
+    batch_num: int,
+    indexed: bool,
+    batch_weights: Any | None,
+    weight_decay: float | Any,
+    total: Any,
+) -> None:
+    """Add the squares of ``d / m + weight_decay * x``, over all elements, to ``total``; dygraph only.
+
+    Args:
+        params: the parameters x, as for ``asgd_update``.
+        d: the sums of the stored gradients.
+        m: the clocks.
+        masters: the float32 weights of 16-bit parameters, which then are x; None without.
+        batch_num: the number of slots.
+        indexed: whether the clocks know the slots seen.
+        batch_weights: as for ``asgd_update``.
+        weight_decay: a number, or a tensor of one float32 or float64.
+        total: float64 ``[1]`` on the parameters' device; written.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``asgd_update``. Nothing has been written.
+    """
+    _C.asgd_norm(params, d, m, masters, batch_num, indexed, batch_weights, weight_decay, total)
 
 
 def plain_gradients(parameters: list, trainable: list, multipliers: list) -> list | None:

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "asgd_kernel.h"
+#include "asgd_slots.h"
 #include "check.h"
 #include "half.h"
 
@@ -137,33 +138,35 @@ constexpr Types kTypes[] = {{"float32", DType::kFloat32, DType::kFloat32, false}
 
 // One parameter with gradient and state. Offsets differ between its buffers, so that none is aligned like another.
 struct Tensor {
-  Tensor(const Types& types_, int64_t numel_, int64_t n, int64_t offset)
+  // `indexed`: with the clock of a step that is told its slot.
+  Tensor(const Types& types_, int64_t numel_, int64_t n, int64_t offset, bool indexed = false)
       : types(types_),
         numel(numel_),
         param(types.param, numel, offset),
         grad(types.grad, numel, 2 * offset),
         d(types.compute(), numel, 3 * offset),
         y(types.grad, n * numel, offset),
-        master(DType::kFloat32, types.master ? numel : 0, 3 * offset) {}
+        master(DType::kFloat32, types.master ? numel : 0, 3 * offset),
+        clock(DType::kFloat64, indexed ? paddle_asgd::clock_length(n) : 1, offset) {}
 
   void set_weight(int64_t e, double value) {
     param.put(e, value);
     if (types.master) master.put(e, value);
   }
   const Buffer& weights() const { return types.master ? master : param; }
-  // Everything that a step may change.
-  std::string bytes() const {
-    return param.bytes() + d.bytes() + y.bytes() + master.bytes() + std::string(reinterpret_cast<const char*>(&m), 8);
-  }
+  int64_t* m() const { return static_cast<int64_t*>(clock.data()); }
+  // Everything that a step may change: the elements, and the clock.
+  std::string elements() const { return param.bytes() + d.bytes() + y.bytes() + master.bytes(); }
+  std::string bytes() const { return elements() + clock.bytes(); }
   paddle_asgd::TensorArgs args() {
-    return {param.data(), grad.data(), d.data(),  y.data(), &m, types.master ? master.data() : nullptr,
+    return {param.data(), grad.data(), d.data(),  y.data(), m(), types.master ? master.data() : nullptr,
             numel,        types.param, types.grad};
   }
 
   Types types;
   int64_t numel;
   Buffer param, grad, d, y, master;
-  int64_t m = 0;
+  Buffer clock;  // of int64, which are as wide as what the buffer takes them for
 };
 
 using Tensors = std::vector<std::unique_ptr<Tensor>>;

@@ -1,4 +1,4 @@
-// asgd_formula.h on its own: which slot, which coefficients, which elements are refreshed. Must not run a kernel.
+// asgd_formula.h on its own: which coefficients, which elements are refreshed. Must not run a kernel.
 #include <initializer_list>
 
 #include "asgd_formula.h"
@@ -57,42 +57,34 @@ void check_refresh_of_nothing() {
   }
 }
 
-void check_slots() {
-  for (const int64_t n : kManyN) {
-    for (int64_t m = 0; m < 20; ++m) CHECK(paddle_asgd::slot_of_step(m, n) == m % n, "m %ld n %ld", m, n);
-    for (const int64_t m : kDamaged) {
-      const int64_t slot = paddle_asgd::slot_of_step(m, n);
-      CHECK(0 <= slot && slot < n, "m %ld n %ld: %ld", m, n, slot);
-    }
+template <typename T>
+void check_coefficients() {
+  // All are exact.
+  const auto exact = paddle_asgd::coefficients<T>(0.75, 0.125, 0.375, 1.25, 3);
+  CHECK(exact.weight == T(1.25) && exact.step == T(0.25) && exact.shrink == T(0.09375) && exact.change == T(0.28125),
+        "%g %g %g %g", double(exact.weight), double(exact.step), double(exact.shrink), double(exact.change));
+  // Divided and multiplied in double and rounded once, whatever T is.
+  for (int i = 1; i < 100; ++i) {
+    const double rate = 0.0137 * i, decay = 0.3 / i, theta = 0.7 / i, weight = 1.3 / i, seen = 0.1 + i;
+    const auto c = paddle_asgd::coefficients<T>(rate, decay, theta, weight, seen);
+    CHECK(c.weight == static_cast<T>(weight) && c.step == static_cast<T>(rate / seen), "rate %g", rate);
+    CHECK(c.shrink == static_cast<T>(rate * decay) && c.change == static_cast<T>(rate * theta), "rate %g", rate);
   }
 }
 
-template <typename T>
-void check_coefficients() {
-  // 0.75 / 3 and 0.75 * 0.125 are exact; n = 3 has all three cases: first pass, its last step, later.
-  const T kExpected[] = {T(0.75), T(0.375), T(0.25), T(0.25), T(0.25)};
-  for (int64_t m = 0; m < 5; ++m) {
-    const auto c = paddle_asgd::coefficients<T>(0.75, 0.125, m, 3);
-    CHECK(c.step == kExpected[m] && c.shrink == T(0.09375), "m %ld: %g %g", m, double(c.step), double(c.shrink));
-  }
-  for (const int64_t m : kDamaged) {
-    const auto c = paddle_asgd::coefficients<T>(0.75, 0.125, m, 3);
-    CHECK(c.step == T(0.25) && c.shrink == T(0.09375), "m %ld: %g %g", m, double(c.step), double(c.shrink));
-  }
-  // Divided and multiplied in double and rounded once, whatever T is.
-  for (int i = 1; i < 100; ++i) {
-    const double rate = 0.0137 * i, decay = 0.3 / i;
-    const auto c = paddle_asgd::coefficients<T>(rate, decay, 8, 7);
-    CHECK(c.step == static_cast<T>(rate / 7) && c.shrink == static_cast<T>(rate * decay), "rate %g", rate);
-  }
+// The divisor and the decay in double, whatever T is.
+void check_known_gradient() {
+  CHECK(paddle_asgd::known_gradient<float>(2, 3, 0.25, 4) == 1.25, "worked by hand");
+  const float third = 1 / 3.0f;
+  CHECK(paddle_asgd::known_gradient<float>(third, third, 0.1, 3) == double(third) / 3 + 0.1 * double(third), "rounded");
 }
 
 }  // namespace
 
 int main() {
-  check_slots();
   check_coefficients<float>();
   check_coefficients<double>();
+  check_known_gradient();
   check_refresh_covers();
   check_refresh_of_nothing();
   return 0;

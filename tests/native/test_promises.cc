@@ -1,7 +1,8 @@
 // What a step promises whatever its formula looks like: worked numbers, exact cases, found_inf, damaged counters. Must
 // not compute an expected value by asgd_formula.h. `test_promises cpu` tests the CPU's kernel, `test_promises cuda` the
 // other.
-#include "asgd_formula.h"
+#include "asgd_formula.h"  // kRefreshPasses
+#include "asgd_slots.h"
 #include "driver.h"
 
 namespace native_test {
@@ -175,11 +176,11 @@ void check_damaged_counters() {
     const Tensors tensors = make(kTypes[0], {257}, 7, 0, &random);
     Tensor& t = *tensors[0];
     set_gradients(&t, &random);
-    t.m = m;
+    t.m()[0] = m;
     take_step(tensors, 7);
     const int64_t slot = paddle_asgd::slot_of_step(m, 7);
     CHECK(slot >= 0 && slot < 7 && t.y.at(slot * 257 + 5) == t.grad.at(5), "m %ld: slot %ld", m, slot);
-    CHECK(t.m == static_cast<int64_t>(static_cast<uint64_t>(m) + 1), "m %ld: then %ld", m, t.m);
+    CHECK(t.m()[0] == static_cast<int64_t>(static_cast<uint64_t>(m) + 1), "m %ld: then %ld", m, t.m()[0]);
     for (int64_t e = 0; e < 257; ++e) CHECK(std::isfinite(t.param.at(e)), "m %ld", m);
   }
 }
@@ -190,7 +191,7 @@ void check_endless_history() {
     Tensors tensors;
     tensors.emplace_back(new Tensor(kTypes[0], 0, 1, 0));
     take_step(tensors, n);
-    CHECK(tensors[0]->m == 1, "n %ld", n);
+    CHECK(tensors[0]->m()[0] == 1, "n %ld", n);
   }
 }
 

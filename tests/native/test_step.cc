@@ -1,106 +1,146 @@
 // A kernel driven with raw buffers: which memory it writes, and that each element gets what asgd_formula.h says. Must
 // not write the formula again. `test_step cpu` tests the CPU's kernel, `test_step cuda` the other; `test_step cpu
-// checksums` prints one line for each combination of types instead, to compare kernels and builds.
+// checksums` prints one line for each combination of types and mode instead, to compare kernels and builds.
 #include "asgd_formula.h"
+#include "asgd_slots.h"
 #include "driver.h"
 
 namespace native_test {
 namespace {
 
+using paddle_asgd::Coefficients;
 using paddle_asgd::kRefreshPasses;
 using paddle_asgd::Range;
+using paddle_asgd::Visit;
 
 // What one tensor held before a step.
 struct Before {
-  explicit Before(const Tensor& t) : m(t.m), d(t.d.bytes()), y(t.y.bytes()), weights(t.weights().bytes()) {}
-  int64_t m;
+  explicit Before(const Tensor& t)
+      : clock(t.m(), t.m() + t.clock.bytes().size() / sizeof(int64_t)),
+        d(t.d.bytes()),
+        y(t.y.bytes()),
+        weights(t.weights().bytes()) {}
+  std::vector<int64_t> clock;
   std::string d, y, weights;
 };
 
-template <typename T>
-void check_step(const Tensor& t, const Before& before, int64_t n) {
-  const int64_t slot = paddle_asgd::slot_of_step(before.m, n);
-  const Range fresh = paddle_asgd::refresh_range(before.m, n, t.numel);
-  const auto c = paddle_asgd::coefficients<T>(kRate, kDecay, before.m, n);
-  const auto where = [&](int64_t e) {
-    return std::string(t.types.name) + ", n " + std::to_string(n) + ", m " + std::to_string(before.m) + ", element " +
-           std::to_string(e) + " of " + std::to_string(t.numel);
-  };
-  CHECK(t.m == before.m + 1, "%s", where(0).c_str());
+std::string place(const Tensor& t, const Plan& plan, int64_t m, int64_t e) {
+  return std::string(t.types.name) + ", " + plan.mode.name + ", n " + std::to_string(plan.n) + ", m " +
+         std::to_string(m) + ", element " + std::to_string(e) + " of " + std::to_string(t.numel);
+}
+
+void check_state(const Tensor& t, const Before& before, const Plan& plan, const Visit& visit) {
+  const auto where = [&]() { return place(t, plan, before.clock[0], 0); };
+  std::vector<int64_t> clock = before.clock;
+  paddle_asgd::advance(clock.data(), visit, plan.mode.indexed);
+  for (size_t i = 0; i < clock.size(); ++i) {
+    CHECK(t.m()[i] == clock[i], "%s: clock %zu: %ld, not %ld", where().c_str(), i, t.m()[i], clock[i]);
+  }
   std::string history = before.y;
   const std::string gradient = t.grad.bytes();
-  history.replace(slot * gradient.size(), gradient.size(), gradient);
-  CHECK(t.y.bytes() == history, "%s", where(0).c_str());
+  history.replace(visit.slot * gradient.size(), gradient.size(), gradient);
+  CHECK(t.y.bytes() == history, "%s", where().c_str());
+}
+
+template <typename T>
+void check_elements(const Tensor& t, const Before& before, const Plan& plan, const Visit& visit) {
+  const int64_t n = plan.n;
+  const double* weights = plan.batch_weights();
+  const Range fresh = paddle_asgd::refresh_range(before.clock[0], n, t.numel);
+  const double divisor = paddle_asgd::weight_seen(visit, before.clock.data(), plan.mode.indexed, n, weights);
+  const Coefficients<T> c = paddle_asgd::coefficients<T>(kRate, kDecay, plan.mode.theta,
+                                                         weights == nullptr ? 1 : weights[visit.slot], divisor);
+  const auto where = [&](int64_t e) { return place(t, plan, before.clock[0], e); };
+  const DType stored = t.types.master ? DType::kFloat32 : t.types.param;
   Buffer rounded(t.types.param, 1);
   for (int64_t e = 0; e < t.numel; ++e) {
-    const T d = static_cast<T>(t.d.at(e));
-    if (e >= fresh.begin && e < fresh.end) {
-      CHECK(same(d, static_cast<T>(sum_of_history(t, n, e))), "%s: %a", where(e).c_str(), double(d));
-    } else {
-      const T y_i = static_cast<T>(Buffer::read(before.y.data(), t.types.grad, slot * t.numel + e));
-      const T old = static_cast<T>(Buffer::read(before.d.data(), t.types.compute(), e));
-      const T expected = paddle_asgd::replace_gradient<T>(old, y_i, static_cast<T>(t.grad.at(e)));
-      CHECK(same(d, expected), "%s: %a, not %a", where(e).c_str(), double(d), double(expected));
-    }
-    const DType stored = t.types.master ? DType::kFloat32 : t.types.param;
-    const T x = paddle_asgd::descend<T>(static_cast<T>(Buffer::read(before.weights.data(), stored, e)), d, c);
+    const T d = static_cast<T>(t.d.at(e)), g = static_cast<T>(t.grad.at(e));
+    const T y_i = static_cast<T>(Buffer::read(before.y.data(), t.types.grad, visit.slot * t.numel + e));
+    const T d_old = static_cast<T>(Buffer::read(before.d.data(), t.types.compute(), e));
+    const bool refreshed = e >= fresh.begin && e < fresh.end;
+    const T expected = refreshed ? static_cast<T>(sum_of_history(t, n, e, weights))
+                                 : paddle_asgd::replace_gradient<T>(d_old, y_i, g, c.weight);
+    CHECK(same(d, expected), "%s: %a, not %a", where(e).c_str(), double(d), double(expected));
+    const T x_old = static_cast<T>(Buffer::read(before.weights.data(), stored, e));
+    const T x = plan.mode.theta == 0 ? paddle_asgd::descend<T>(x_old, d, c)
+                                     : paddle_asgd::descend_theta<T>(x_old, d_old, y_i, g, c);
     rounded.put(0, x);
     CHECK(!t.types.master || same(t.master.at(e), x), "%s: %a, not %a", where(e).c_str(), t.master.at(e), double(x));
     CHECK(same(t.param.at(e), rounded.at(0)), "%s: %a, not %a", where(e).c_str(), t.param.at(e), rounded.at(0));
   }
 }
 
-void check_step(const Tensor& t, const Before& before, int64_t n) {
-  t.types.compute() == DType::kFloat64 ? check_step<double>(t, before, n) : check_step<float>(t, before, n);
+void check_step(const Tensor& t, const Before& before, const Plan& plan) {
+  const Visit visit = plan.mode.indexed ? paddle_asgd::indexed_visit(before.clock.data(), plan.slot, plan.n)
+                                        : paddle_asgd::cyclic_visit(before.clock[0], plan.n);
+  check_state(t, before, plan, visit);
+  t.types.compute() == DType::kFloat64 ? check_elements<double>(t, before, plan, visit)
+                                       : check_elements<float>(t, before, plan, visit);
+}
+
+void check_steps(const Tensors& tensors, Plan* plan, int64_t steps) {
+  for (int64_t step = 0; step < steps; ++step) {
+    set_gradients(tensors, &plan->random);
+    std::vector<Before> before;
+    for (const auto& t : tensors) before.emplace_back(*t);
+    take_step(tensors, *plan);
+    for (size_t i = 0; i < tensors.size(); ++i) check_step(*tensors[i], before[i], *plan);
+    plan->draw();
+  }
+}
+
+void check_steps(const Types& types, const Mode& mode, int64_t n, const std::vector<int64_t>& sizes, int64_t steps) {
+  Plan plan(mode, n, 1);
+  // Offsets 0 and 1: 16-byte accesses are possible, or are not.
+  const Tensors tensors = make(types, sizes, n, n % 2, &plan.random, mode.indexed);
+  check_steps(tensors, &plan, steps);
 }
 
 void check_every_step() {
-  Random random(1);
   for (const Types& types : kTypes) {
     for (const int64_t n : {1, 2, 3, 7}) {
-      // Offsets 0 and 1: 16-byte accesses are possible, or are not. Empty tensors first, in the middle and last.
-      const Tensors tensors = make(types, {0, 1, 63, 0, 65, 257, 8193, 64, 0}, n, n % 2, &random);
-      for (int64_t step = 0; step < 2 * kRefreshPasses * n + 3; ++step) {
-        std::vector<Before> before;
-        for (const auto& t : tensors) set_gradients(t.get(), &random), before.emplace_back(*t);
-        take_step(tensors, n);
-        for (size_t i = 0; i < tensors.size(); ++i) check_step(*tensors[i], before[i], n);
-      }
+      // Empty tensors first, in the middle and last.
+      check_steps(types, kModes[0], n, {0, 1, 63, 0, 65, 257, 8193, 64, 0}, 2 * kRefreshPasses * n + 3);
+      // Two refresh units, one of them short.
+      for (const Mode& mode : kModes) check_steps(types, mode, n, {0, 65, 1095, 0}, kRefreshPasses * n + 3);
     }
+  }
+  // More slots than a word of the clock has bits, and than the CPU's kernel adds at once.
+  for (const Types& types : {kTypes[1], kTypes[7]}) {
+    for (const Mode& mode : kModes) check_steps(types, mode, 65, {0, 17}, kRefreshPasses * 65 + 3);
   }
 }
 
-// More tensors than one launch takes, of all types in turn, none of them of its neighbour's size.
 void check_many_tensors() {
-  Random random(2);
-  Tensors tensors;
-  for (int i = 0; i < 1203; ++i) {
-    tensors.emplace_back(new Tensor(kTypes[i % 10], i % 7 == 3 ? 0 : i % 11, 3, i % 3));
-    set_gradients(tensors.back().get(), &random);
+  for (const Mode& mode : {kModes[0], kModes[10]}) {
+    Plan plan(mode, 3, 2);
+    const Tensors tensors = make_many(1203, 3, &plan.random, mode.indexed);
+    check_steps(tensors, &plan, 7);
   }
-  for (int step = 0; step < 4; ++step) {
-    std::vector<Before> before;
-    for (const auto& t : tensors) before.emplace_back(*t);
-    take_step(tensors, 3);
-    for (size_t i = 0; i < tensors.size(); ++i) check_step(*tensors[i], before[i], 3);
+}
+
+uint64_t add_steps(uint64_t hash, const Types& types, const Mode& mode, int64_t n) {
+  Plan plan(mode, n, 9);
+  const Tensors tensors = make(types, {0, 1, 63, 64, 65, 1291}, n, 0, &plan.random, mode.indexed);
+  for (int64_t step = 0; step < kRefreshPasses * n + 5; ++step) {
+    set_gradients(tensors, &plan.random);
+    take_step(tensors, plan);
+    plan.draw();
   }
+  for (const auto& t : tensors) {
+    for (const char byte : t->bytes()) hash = (hash ^ static_cast<uint8_t>(byte)) * 1099511628211u;
+  }
+  return hash;
 }
 
 void print_checksums() {
   for (const Types& types : kTypes) {
-    Random random(9);
-    uint64_t hash = 14695981039346656037u;  // FNV-1a
-    for (const int64_t n : {3, 7}) {
-      const Tensors tensors = make(types, {0, 1, 63, 64, 65, 257, 8193}, n, 0, &random);
-      for (int step = 0; step < kRefreshPasses * n + 5; ++step) {
-        for (const auto& t : tensors) set_gradients(t.get(), &random);
-        take_step(tensors, n);
-      }
-      for (const auto& t : tensors) {
-        for (const char byte : t->bytes()) hash = (hash ^ static_cast<uint8_t>(byte)) * 1099511628211u;
-      }
+    for (const Mode& mode : kModes) {
+      uint64_t hash = 14695981039346656037u;  // FNV-1a
+      // The CPU's kernel adds the history by eights: no such, and one with three left over.
+      for (const int64_t n : {3, 11}) hash = add_steps(hash, types, mode, n);
+      std::printf("%s, %s: %016lx\n", types.name, mode.name, hash);
     }
-    std::printf("%s: %016lx\n", types.name, hash);
   }
 }
 

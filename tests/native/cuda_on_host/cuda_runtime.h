@@ -19,6 +19,12 @@ struct HostIndex {
 inline HostIndex blockIdx, threadIdx, blockDim;
 using std::min;
 
+inline double atomicAdd(double* address, double value) {
+  const double before = *address;
+  *address += value;
+  return before;
+}
+
 inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
@@ -27,11 +33,11 @@ inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 
 // What test_sanitizers.py puts in the place of kernel<<<blocks, threads, 0, stream>>>(argument). Last block and thread
 // first: CUDA promises no order, and a race would show.
-template <typename Argument>
-void launch_on_host(void (*kernel)(Argument), unsigned blocks, unsigned threads, cudaStream_t,
-                    const Argument& argument) {
+template <typename... Parameters, typename... Arguments>
+void launch_on_host(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, cudaStream_t,
+                    const Arguments&... arguments) {
   blockDim.x = threads;
   for (blockIdx.x = blocks; blockIdx.x-- > 0;) {
-    for (threadIdx.x = threads; threadIdx.x-- > 0;) kernel(argument);
+    for (threadIdx.x = threads; threadIdx.x-- > 0;) kernel(arguments...);
   }
 }

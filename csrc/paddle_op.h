@@ -1,0 +1,44 @@
+// What both doors hand over, and the functions behind them. Must not know how an operator or a Python function arrives.
+#pragma once
+
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "paddle_tensor.h"
+
+namespace paddle_asgd {
+
+using Tensors = std::vector<const Tensor*>;
+
+// What this library or the device cannot do. Becomes a RuntimeError.
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The arguments of one step as both doors deliver them. All lists run parallel to `params`.
+struct Received {
+  Tensors params, grads, d, y, m;
+  std::optional<Tensors> masters;
+  const Tensor* learning_rate = nullptr;  // null: the number beside it holds
+  double learning_rate_value = 0;
+  const Tensor* weight_decay = nullptr;
+  double weight_decay_value = 0;
+  const Tensor* found_inf = nullptr;
+  bool has_batch_index = false;
+  const Tensor* batch_index = nullptr;
+  int64_t batch_index_value = 0;
+  const Tensor* batch_weights = nullptr;
+  bool has_theta = false;
+  const Tensor* theta = nullptr;
+  double theta_value = 0;
+  const Tensor* watch = nullptr;
+};
+
+// One step. Nothing is written before everything has been checked; nothing at all if `check_only`.
+void asgd_update(const Received& r, bool check_only = false);
+
+// The squares of the whole gradient as far as the histories know it, added to `sum`. An empty list adds nothing.
+void asgd_norm(const Received& r, int64_t batch_num, const Tensor& sum);
+
+}  // namespace paddle_asgd
