@@ -123,6 +123,15 @@ def check_grad_clip(value: Any, argument: str = "grad_clip") -> Any:
     )
 
 
+def check_theta(value: Any) -> Any:
+    """None, a number of at least 0, or a callable that gives one."""
+    if value is None or callable(value):
+        return value
+    if isinstance(value, numbers.Real):
+        return check_number("theta", value)
+    raise TypeError(f"theta: received {shown(value)}, expected a number, a callable of the step, or None")
+
+
 def check_flag(argument: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one: a misplaced argument would pass."""
     if isinstance(value, (bool, np.bool_)):
@@ -154,6 +163,13 @@ def check_count(argument: str, value: Any) -> int:
     if not 0 < count < 2**31:
         raise ValueError(f"{argument}: received {count}, expected a positive int below 2**31")
     return count
+
+
+def check_step(argument: str, value: Any) -> int:
+    """How many steps have been taken."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_)) and value >= 0:
+        return int(value)
+    raise ValueError(f"{argument}: received {shown(value)}, expected an int of at least 0")
 
 
 def check_history(argument: str, count: int, parameters: list) -> None:

@@ -74,6 +74,7 @@ def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
     if not any(param.name in found for param in optimizer._parameter_list) and found:
         found, masters = _match_by_position(optimizer, found, masters)
     loaded = _match_by_name(optimizer, found, dict(masters), complete)
+    optimizer._adapt_loaded({name: entry.state for name, entry in loaded.items()})
     for param in optimizer._parameter_list:
         _check_entries(optimizer, param, loaded[param.name])
     for param in optimizer._parameter_list:
@@ -181,7 +182,8 @@ def _match_by_name(
         if entries is None and not param.stop_gradient and (found or loaded):
             missing.append(param.name)
         if entries is not None and set(entries) == {counter}:
-            entries = None if _as_tensor(param.name, counter, entries[counter]).item() == 0 else entries
+            steps = as_tensor(param.name, counter, entries[counter])
+            entries = None if math.prod(steps.shape) == 1 and steps.item() == 0 else entries
         loaded[param.name] = _Loaded(entries or {}, masters.pop(param.name, None))
     for kind, names in ((f"{_MASTERS!r} of", masters), ("state of", found)):
         if names:
@@ -206,7 +208,7 @@ def _check_entries(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> No
         for entry in optimizer._state.layout:
             if entry.name not in loaded.state:
                 _fail(f"entry {entry.name!r} of parameter {param.name!r} is missing")
-            _check_tensor(param, entry, _as_tensor(param.name, entry.name, loaded.state[entry.name]))
+            _check_tensor(param, entry, as_tensor(param.name, entry.name, loaded.state[entry.name]))
     wants_master = optimizer._multi_precision and is_16_bit(param)
     if loaded.master is None:
         if wants_master:
@@ -219,7 +221,7 @@ def _check_entries(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> No
             f"{_MASTERS!r} of parameter {param.name!r} is of no use to a {dtype_name(param.dtype)} parameter with "
             f"multi_precision={optimizer._multi_precision}; 16-bit parameters and multi_precision=True have them"
         )
-    master = _as_tensor(param.name, _MASTERS, loaded.master)
+    master = as_tensor(param.name, _MASTERS, loaded.master)
     if list(master.shape) != list(param.shape) or dtype_name(master.dtype) not in FLOATING:
         _fail(
             f"{_MASTERS!r} of parameter {param.name!r} is {dtype_name(master.dtype)} {list(master.shape)}, expected "
@@ -241,11 +243,11 @@ def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
         allowed = (entry.dtype,)
     if received not in allowed:
         _fail(f"entry {entry.name!r} of parameter {param.name!r} is {received}, expected {' or '.join(allowed)}")
-    if entry.dtype == "int64" and value.numel() and int(value.min()) < 0:
+    if entry.dtype == "int64" and value.numel() and int(value.flatten()[0]) < 0:
         _fail(f"entry {entry.name!r} of parameter {param.name!r} is {value.tolist()}, expected no negative count")
 
 
-def _as_tensor(param: str, name: str, value: Any) -> Any:
+def as_tensor(param: str, name: str, value: Any) -> Any:
     """A tensor, on whatever device it is; arrays, which paddle.load(return_numpy=True) gives, become one."""
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         value = value[1]  # paddle.load(return_numpy=True) pairs an array with its tensor's name
@@ -260,10 +262,11 @@ def _as_tensor(param: str, name: str, value: Any) -> Any:
 
 def _copy(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:
     """Into the optimizer's own tensors: those of the checkpoint stay the caller's."""
-    values = {name: _as_tensor(param.name, name, value) for name, value in loaded.state.items()}
+    values = {name: as_tensor(param.name, name, value) for name, value in loaded.state.items()}
     owned = optimizer._state.of(param)
-    if owned is not None and [tensor.dtype for tensor in owned] != [
-        values[entry.name].dtype if entry.name in values else None for entry in optimizer._state.layout
+    if owned is not None and [(tensor.dtype, tensor.shape) for tensor in owned] != [
+        (values[entry.name].dtype, values[entry.name].shape) if entry.name in values else None
+        for entry in optimizer._state.layout
     ]:
         optimizer._state.drop(param)
         owned = None
@@ -271,7 +274,7 @@ def _copy(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:
         # The next step makes it again from the parameter, as a first step does.
         optimizer._master_weights.pop(param.name, None)
     if loaded.master is not None:
-        _assign(optimizer._state.master_of(param), _as_tensor(param.name, _MASTERS, loaded.master))
+        _assign(optimizer._state.master_of(param), as_tensor(param.name, _MASTERS, loaded.master))
     if not values:
         return
     if owned is None:

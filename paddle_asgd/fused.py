@@ -85,12 +85,22 @@ class FusedOptimizer(Optimizer):
         self._state = ParameterState(self, layout)
         self._hyperparameters = hyperparameters
         self._plan: StepPlan | None = None
+        self._ends_step = True
 
     def _update(
         self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any, check_only: bool = False
     ) -> None:
         """Make the native call of this optimizer, or only its checks."""
         raise NotImplementedError
+
+    def _begin_step(self) -> None:
+        """Refuse a step that cannot be taken, before anything is done; for subclasses."""
+
+    def _end_step(self) -> None:
+        """After a step that was taken, or skipped for an Inf; for subclasses."""
+
+    def _adapt_loaded(self, states: dict[str, dict[str, Any]]) -> None:
+        """Bring what a checkpoint holds for each parameter into the form of this optimizer's state; for subclasses."""
 
     # ---- The ways to a step -----------------------------------------------------------------------------------------
 
@@ -133,6 +143,8 @@ class FusedOptimizer(Optimizer):
 
     def _apply_optimize(self, loss: Any, startup_program: Any, params_grads: Any, param_group_idx: int = 0) -> Any:
         """Clip, regularize, update. Wrappers that shard the state call this, some with a group instead of a list."""
+        # A wrapper that comes with one group at a time: the last of them ends the step.
+        self._ends_step = not isinstance(params_grads, dict) or param_group_idx == len(self._param_groups) - 1
         if isinstance(params_grads, dict):
             params_grads = params_grads["params"]
         if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):
@@ -154,11 +166,14 @@ class FusedOptimizer(Optimizer):
     @paddle.no_grad()
     def _create_optimization_pass(self, parameters_and_grads: Pairs, param_group_idx: int = 0) -> list:
         """Where every way to a step meets: dygraph updates at once, static graphs append the operator."""
+        self._begin_step()
         pairs = [(p, _shaped(p, g)) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
         if in_dygraph_mode():
             if not self._skips_step():
                 pairs = [(p, self._dense(p, g)) for p, g in pairs]
                 self._plan = StepPlan.of(self, self._update_buckets(pairs, None))
+            if self._ends_step:
+                self._end_step()
             return []
         program = paddle.static.default_main_program()
         before = len(program.global_block().ops)
@@ -166,6 +181,7 @@ class FusedOptimizer(Optimizer):
         with program._optimized_guard([item for pair in pairs for item in pair]), name_scope("optimizer"):
             self._create_global_learning_rate()
             self._update_buckets(pairs, self._get_auxiliary_var("found_inf"))
+        self._end_step()
         return list(program.global_block().ops)[before:]
 
     _pir_create_optimization_pass = _create_optimization_pass

@@ -46,12 +46,14 @@ class StepPlan(NamedTuple):
         grads = native.plain_gradients(optimizer._parameter_list, bucket.params, self.multipliers)
         if grads is None:
             return False
+        optimizer._begin_step()
         rate = optimizer._learning_rate_of_step(bucket.learning_rate)
         try:
             optimizer._update(bucket._replace(grads=grads), rate, optimizer._decay_of_step(bucket.weight_decay), None)
         except ValueError:
             # A sparse, strided or ill-fitting gradient. The full way knows what to do or says what is wrong.
             return False
+        optimizer._end_step()
         return True
 
 

@@ -63,7 +63,7 @@ class FixedBatchSampler(BatchSampler):
 
     Examples:
         >>> import paddle
-        >>> from paddle_asgd.sampler import FixedBatchSampler
+        >>> from paddle_asgd import FixedBatchSampler
         >>> dataset = paddle.io.TensorDataset([paddle.arange(10)])
         >>> sampler = FixedBatchSampler(dataset, batch_size=4, seed=1)
         >>> loader = paddle.io.DataLoader(dataset, batch_sampler=sampler)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
+import numpy as np
 import paddle
 
 from .arguments import dtype_name
@@ -41,6 +42,13 @@ class ParameterState:
         self._optimizer = optimizer
         self.layout = layout
         self._warned_of_16_bit = False
+        #: every parameter that was given state, by its name: in static graphs the optimizer may have no list of its own
+        self._created: dict[str, Any] = {}
+
+    @property
+    def created(self) -> list:
+        """The parameters that were ever given state."""
+        return list(self._created.values())
 
     def key(self, entry: StateTensor) -> str:
         """How Paddle's dictionary of accumulators spells the name of a state tensor."""
@@ -70,17 +78,45 @@ class ParameterState:
             self._warn_of_16_bit(param)
         compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
         dtypes = {"compute": compute, "gradient": gradient_dtype}
-        # Paddle would place the state on the current device, whatever device the parameter is on.
-        place = param.place if isinstance(param, paddle.Tensor) else None
         for entry in self.layout:
             self._optimizer._add_accumulator(
                 entry.name,
                 param if master is None else master,
                 dtype=dtypes.get(entry.dtype, entry.dtype),
                 shape=entry.shape(list(param.shape)),
-                device="cpu" if place is not None and place.is_cpu_place() else None,
+                device=_device_of(param),
             )
+        self._created[param.name] = param
         return self.of(param)
+
+    def place_beside(self, param: Any, name: str, shape: list[int], dtype: str) -> Any:
+        """Zeros where the parameter is, which no checkpoint holds; the same tensor each time it is asked for."""
+        held = self._optimizer._accumulators.get(self.key(StateTensor(name, dtype, list)), {}).get(param.name)
+        if held is None:
+            held = self._optimizer._add_accumulator(name, param, dtype=dtype, shape=shape, device=_device_of(param))
+        return held
+
+    def value_of(self, tensor: Any) -> np.ndarray | None:
+        """What a tensor of state holds now; in static graphs, where it lies in the scope, None before the first run."""
+        if isinstance(tensor, paddle.Tensor):
+            return tensor.numpy()
+        variable = paddle.static.global_scope().find_var(tensor.name)
+        return None if variable is None else np.array(variable.get_tensor())
+
+    def reshape(self, param: Any, name: str, value: Any) -> None:
+        """Put a tensor of another shape in the place of one that the parameter has."""
+        owner = self._owner_name(param)
+        entry = next(entry for entry in self.layout if entry.name == name)
+        self._optimizer._accumulators[self.key(entry)].pop(owner)
+        master = self.master_of(param)
+        tensor = self._optimizer._add_accumulator(
+            name,
+            param if master is None or owner == param.name else master,
+            dtype=entry.dtype,
+            shape=list(value.shape),
+            device=_device_of(param),
+        )
+        tensor.set_value(value)
 
     def drop(self, param: Any) -> None:
         """Forget the parameter's history, as if it had taken no step."""
@@ -119,6 +155,11 @@ class ParameterState:
             f"{type(self._optimizer).__name__}: parameter {param.name!r} is {dtype_name(param.dtype)} and is rounded "
             "to it after every step, which loses small updates. multi_precision=True keeps a float32 copy instead."
         )
+
+
+def _device_of(param: Any) -> str | None:
+    """Paddle would place state on the current device, whatever device the parameter is on."""
+    return "cpu" if isinstance(param, paddle.Tensor) and param.place.is_cpu_place() else None
 
 
 def gradient_dtypes(param: Any) -> tuple[str, ...]:

@@ -13,35 +13,62 @@ Scalars = Union[float, Sequence[float]]
 
 
 class Sag:
-    """The method for a list of parameters; x, d, y and m are lists that run parallel to it.
+    """The method for a list of parameters; x, d, y, m and the slots seen are lists that run parallel to it.
 
     Args:
         x: where the parameters start.
         n: the number of batches.
         weight_decay: one number, or one for each parameter.
+        weights: what each batch weighs; all the same if None.
+        theta: how much of a gradient's change enters the direction; None is SAG.
     """
 
-    def __init__(self, x: Sequence[np.ndarray], n: int, weight_decay: Scalars = 0.0) -> None:
+    def __init__(
+        self,
+        x: Sequence[np.ndarray],
+        n: int,
+        weight_decay: Scalars = 0.0,
+        weights: Sequence[float] | None = None,
+        theta: float | None = None,
+    ) -> None:
         self.n = n
         self.weight_decay = weight_decay
+        self.w = np.ones(n) if weights is None else np.array(weights) / np.mean(weights)
+        self.theta = theta
         self.x = [np.array(value, dtype=np.float64) for value in x]
         self.d = [np.zeros(value.shape) for value in self.x]
         self.y = [np.zeros((n, *value.shape)) for value in self.x]
         self.m = [0 for _ in self.x]
+        self.seen = [np.zeros(n, dtype=bool) for _ in self.x]
 
-    def step(self, grads: Sequence[np.ndarray | None], learning_rate: Scalars) -> None:
-        """One step. A parameter whose gradient is None is skipped, and its clock m stands still."""
+    def step(self, grads: Sequence[np.ndarray | None], learning_rate: Scalars, index: int | None = None) -> None:
+        """One step of batch ``index``. A parameter whose gradient is None is skipped, and its clock m stands still."""
         rates = np.broadcast_to(learning_rate, len(self.x))
         decays = np.broadcast_to(self.weight_decay, len(self.x))
         for p, (g, rate, decay) in enumerate(zip(grads, rates, decays)):
             if g is None:
                 continue
             g = np.asarray(g, dtype=np.float64)
-            i = self.m[p] % self.n
-            self.d[p] = self.d[p] - self.y[p][i] + g
+            i = self.m[p] % self.n if index is None else index
+            d, y_i = self.d[p], self.y[p][i].copy()
+            self.d[p] = d - self.w[i] * y_i + self.w[i] * g
             self.y[p][i] = g
             self.m[p] = self.m[p] + 1
-            self.x[p] = self.x[p] - rate * (self.d[p] / min(self.m[p], self.n) + decay * self.x[p])
+            self.seen[p][i] = True
+            direction = self.d[p] / self.weight_seen(p)
+            if self.theta is not None:
+                direction = self.theta * self.w[i] * (g - y_i) + d / self.weight_seen(p)
+            self.x[p] = self.x[p] - rate * (direction + decay * self.x[p])
+
+    def weight_seen(self, p: int) -> float:
+        """The divisor of d: what the batches seen so far weigh together, for weights of mean 1."""
+        return self.w[self.seen[p]].sum()
+
+    def gradient_norm(self) -> float:
+        """Of the whole gradient as far as the history knows it."""
+        decays = np.broadcast_to(self.weight_decay, len(self.x))
+        known = [self.d[p] / self.weight_seen(p) + decay * self.x[p] for p, decay in enumerate(decays) if self.m[p]]
+        return np.sqrt(sum(np.square(value).sum() for value in known))
 
     def check(self, p: int, state: Mapping[str, np.ndarray], tolerance: float) -> None:
         """Compare what was computed for parameter p, some or all of x, d, y and m, with what is right.
@@ -50,8 +77,14 @@ class Sag:
         were added to it and taken away again, so its scale is the sum of their magnitudes.
         """
         if "m" in state:
-            assert state["m"].tolist() == [self.m[p]]
-        scales = {"x": np.abs(self.x[p]), "d": np.abs(self.y[p]).sum(axis=0), "y": np.abs(self.y[p])}
+            assert state["m"][0] == self.m[p]
+            # One number while the slots take turns; else the slots seen, how many and which.
+            if len(state["m"]) > 1:
+                marks = np.unpackbits(state["m"][2:].view(np.uint8), bitorder="little")
+                assert state["m"][1] == self.seen[p].sum()
+                np.testing.assert_array_equal(marks, np.pad(self.seen[p], (0, -self.n % 64)))
+        summands = self.w.reshape(-1, *[1] * self.x[p].ndim) * np.abs(self.y[p])
+        scales = {"x": np.abs(self.x[p]), "d": summands.sum(axis=0), "y": np.abs(self.y[p])}
         for name in scales.keys() & state.keys():
             expected, bound = getattr(self, name)[p], tolerance * scales[name].max(initial=1)
             assert state[name].shape == expected.shape, name

@@ -23,7 +23,7 @@ def test_all_state_follows_the_formula(n: int, dtype: str) -> None:
 
 def test_empty_parameters_among_others() -> None:
     """By gradients that are given, for Paddle 2.6 computes none of an empty tensor."""
-    problem = Quadratic(batches=11, shapes=SHAPES)
+    problem = Quadratic(batches=3, shapes=SHAPES)
     params = [paddle.to_tensor(value, stop_gradient=False) for value in problem.start]
     optimizer = ASGD(0.1, 3, params, weight_decay=0.1)
     sag = Sag(problem.start, 3, weight_decay=0.1)
@@ -59,7 +59,8 @@ def test_memory_at_an_odd_offset(offset: int) -> None:
 def test_parameters_that_some_batches_do_not_use(set_to_zero: bool) -> None:
     """Without a gradient a parameter's own clock stands still; a gradient zeroed by clear_grad() is one of zeros."""
     # Full, for clear_grad(set_to_zero=False) does not take the gradient of an empty parameter away.
-    trial = Trial(shapes=FULL_SHAPES)
+    # And without the watch, which says that clocks that stand still no longer fit the batches.
+    trial = Trial(shapes=FULL_SHAPES, watch=False)
     for step in range(11):
         used = [i for i in range(len(trial.params)) if step == 0 or (step + i) % 3]
         trial.problem.backward(step, trial.params, among=used)

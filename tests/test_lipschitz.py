@@ -24,12 +24,6 @@ from paddle_asgd.lipschitz import LipschitzSearch
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(autouse=True)
-def _batch_num(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not hasattr(ASGD, "batch_num"):
-        monkeypatch.setattr(ASGD, "batch_num", property(lambda self: self._n), raising=False)
-
-
 class Quadratics(Quadratic):
     """The common problem with its loss as a closure wants it."""
 
@@ -103,8 +97,9 @@ def counted(problem: Any, step: int, params: Sequence[Any], calls: list) -> Call
 
 
 @pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("indexed", [True, False], ids=["random", "cyclic"])
 @pytest.mark.parametrize(("initial", "factor"), [(1 / 64, 0.25), (300.0, 0.5)], ids=["too_small", "too_large"])
-def test_rule(make: Callable, initial: float, factor: float) -> None:
+def test_rule(make: Callable, initial: float, factor: float, indexed: bool) -> None:
     """L, learning rate, losses and parameters of every step, in float64, with groups of different rates and decays."""
     problem, multipliers = make(), (0.5, 1.0, 0.75)
     params, n = tensors(problem), problem.batches
@@ -113,10 +108,13 @@ def test_rule(make: Callable, initial: float, factor: float) -> None:
     optimizer = ASGD(7.0, n, groups)
     search = LipschitzSearch(optimizer, initial, factor)
     sag, rule, calls = Sag(problem.start, n, decays), Rule(initial, factor, n), []
-    for step in range(4 * n + 1):
+    order = np.random.default_rng(1).integers(0, n, 4 * n + 1) if indexed else np.arange(4 * n + 1)
+    for step in map(int, order):
+        if indexed:
+            optimizer.batch_index = step
         expected_loss, g = problem.loss(step, sag.x), problem.gradients(step, sag.x)
         rate = rule.rate(lambda x, step=step: problem.loss(step, x), sag.x, g, max(decays))
-        sag.step(g, [rate * m for m in multipliers[: len(params)]])
+        sag.step(g, [rate * m for m in multipliers[: len(params)]], step if indexed else None)
         loss = search.step(counted(problem, step, params, calls))
         assert loss.stop_gradient
         # Rounding of a few thousand float64 numbers; a doubling too many or too few is a factor of 2.

@@ -6,7 +6,7 @@ from typing import Any, Callable
 
 import paddle
 import pytest
-from test_lipschitz import INF, NAN, Run, _batch_num  # noqa: F401
+from test_lipschitz import INF, NAN, Run
 from test_refusals import assert_refused, table
 
 from paddle_asgd import ASGD

@@ -26,23 +26,31 @@ class Trial:
         self.params = options.pop("params", None) or self.problem.parameters(dtype)
         options.setdefault("weight_decay", 0.1)
         self.optimizer = ASGD(learning_rate, n, options.pop("parameters", self.params), **options)
-        self.sag = Sag(self.problem.start, n, weight_decay=0.1)
+        method = {name: options.get(f"batch_{name}", options.get(name)) for name in ("weights", "theta")}
+        self.sag = Sag(self.problem.start, n, weight_decay=0.1, **method)
         self.steps = 0
 
     def gradients(self) -> list[np.ndarray]:
         """Where the reference stands."""
         return self.problem.gradients(self.steps, self.sag.x)
 
-    def step(self, rate: Any = 0.1, grads: Sequence | None = None) -> None:
-        """One step of both, and the comparison; ``grads`` is what the reference takes if not its own gradients."""
+    def step(self, rate: Any = 0.1, grads: Sequence | None = None, index: int | None = None) -> None:
+        """One step of both, and the comparison; ``grads`` is what the reference takes if not its own gradients.
+
+        Args:
+            index: which batch it is, and that both are told.
+        """
+        if index is not None:
+            self.steps = index
+            self.optimizer.batch_index = index
         self.problem.backward(self.steps, self.params)
         self.optimizer.step()
         self.optimizer.clear_grad()
-        self.follow(self.gradients() if grads is None else grads, rate)
+        self.follow(self.gradients() if grads is None else grads, rate, index)
 
-    def follow(self, grads: Sequence, rate: Any = 0.1) -> None:
+    def follow(self, grads: Sequence, rate: Any = 0.1, index: int | None = None) -> None:
         """The reference's half of a step, and the comparison."""
-        self.sag.step(grads, rate)
+        self.sag.step(grads, rate, index)
         self.steps += 1
         for p, param in enumerate(self.params):
             state = state_of(self.optimizer, param)

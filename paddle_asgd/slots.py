@@ -1,0 +1,125 @@
+"""Which slot of the history the next step uses: the batch index, who must give it, and the clocks that count the slots.
+
+Checks and bookkeeping of the host alone; the same for a device is in csrc/asgd_slots.h. Must not know a formula.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.base.framework import in_dygraph_mode
+
+from .arguments import dtype_name, is_tensor, shown
+
+
+class BatchIndex:
+    """The slot of the next step, as the user gives it and a step takes it.
+
+    Args:
+        n: the number of slots.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        #: whether one was ever given: from then on every step needs one
+        self.in_use = False
+        self.next: Any = None
+
+    def give(self, value: Any) -> None:
+        """An int or a tensor of one int64 for the next step; a variable in static graphs."""
+        if is_tensor(value):
+            self.next = self._checked_tensor(value)
+            return
+        try:
+            index = operator.index(value) if not isinstance(value, (bool, np.bool_)) else None
+        except TypeError:
+            index = None
+        if index is None:
+            raise TypeError(f"batch_index: received {shown(value)}, expected an int or a tensor of one int64")
+        if not in_dygraph_mode():
+            raise TypeError(
+                f"batch_index: received {index} in static graph mode, where it would be the same in every run, "
+                "expected an int64 variable that is fed: paddle.static.data('batch_index', [1], 'int64')"
+            )
+        self.next = self._in_range(index)
+
+    def _in_range(self, index: int) -> int:
+        if not 0 <= index < self._n:
+            raise ValueError(f"batch_index: received {index}, expected 0 to {self._n - 1}, for batch_num is {self._n}")
+        return index
+
+    def _checked_tensor(self, value: Any) -> Any:
+        shape = [abs(length) for length in value.shape]  # a variable's batch dimension is -1
+        if dtype_name(value.dtype) != "int64" or shape not in ([], [1]):
+            raise TypeError(
+                f"batch_index: received {dtype_name(value.dtype)} {list(value.shape)}, expected an int or a tensor of "
+                "one int64"
+            )
+        if isinstance(value, paddle.Tensor) != in_dygraph_mode():
+            wanted = "a tensor" if in_dygraph_mode() else "a variable of the graph, as paddle.static.data gives"
+            raise TypeError(f"batch_index: received {type(value).__name__}, expected {wanted}")
+        if isinstance(value, paddle.Tensor) and value.place.is_cpu_place():
+            return self._in_range(int(value.item()))
+        return value  # on a device its value is checked there, for reading it would wait
+
+    def require(self) -> None:
+        """Refuse a step that does not say which batch it has, once another has said so."""
+        if self.in_use and self.next is None:
+            raise ValueError(
+                f"batch_index: received none for this step, expected 0 to {self._n - 1}, as earlier steps had one; set "
+                "optimizer.batch_index before every step"
+            )
+
+    def take(self) -> None:
+        """The step is over."""
+        self.next = None
+
+
+def clock_length(n: int) -> int:
+    """The numbers of a clock that knows the slots seen: steps, distinct slots, and one bit a slot in words of 64."""
+    return 2 + (n + 63) // 64
+
+
+def grown_clock(clock: Any, n: int) -> np.ndarray:
+    """The clock of a fixed cycle, in which the first min(m, n) slots have been seen, as one that knows the slots."""
+    steps = int(np.asarray(clock).reshape(-1)[0])
+    seen = min(steps, n)
+    bits = np.zeros(64 * (clock_length(n) - 2), dtype=np.uint8)
+    bits[:seen] = 1
+    words = np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64).view(np.int64)
+    return np.concatenate([np.array([steps, seen], dtype=np.int64), words])
+
+
+def check_clock(clock: np.ndarray, n: int) -> str | None:
+    """What is wrong with a clock that knows the slots; None if nothing is."""
+    bits = np.unpackbits(clock[2:].astype("<i8").view(np.uint8), bitorder="little")
+    if int(bits.sum()) != clock[1] or bits[n:].any():
+        return f"has {clock[1]} distinct slots and {int(bits.sum())} marks, {int(bits[n:].sum())} of them out of range"
+    if clock[0] < clock[1]:
+        return f"has {clock[0]} steps and {clock[1]} distinct slots"
+    return None
+
+
+def normalised_weights(value: Any, n: int) -> np.ndarray | None:
+    """What each batch weighs, of mean 1; None if all weigh the same."""
+    if value is None:
+        return None
+    received = value.numpy() if is_tensor(value) and isinstance(value, paddle.Tensor) else value
+    if is_tensor(received) or isinstance(received, str) or not isinstance(received, (Sequence, np.ndarray)):
+        raise TypeError(f"batch_weights: received {shown(value)}, expected a list of {n} positive numbers")
+    try:
+        weights = np.array(received, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"batch_weights: received {shown(value)}, expected a list of {n} positive numbers") from None
+    if weights.shape != (n,):
+        raise ValueError(
+            f"batch_weights: received {list(weights.shape)} numbers, expected [{n}], one for each of batch_num batches"
+        )
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
+    if len(wrong):
+        raise ValueError(f"batch_weights[{wrong[0]}]: received {weights[wrong[0]]}, expected a positive number")
+    return None if (weights == weights[0]).all() else weights * (n / weights.sum())
