@@ -27,7 +27,8 @@ def accuracy(output: str) -> float:
 
 
 def test_all_examples_are_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"train_digits.py", "converge_exactly.py"}
+    tested = {"train_digits.py", "converge_exactly.py", "ridge.py", "sag_convergence.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
 def test_digits(tmp_path: Path) -> None:
@@ -74,3 +75,54 @@ def test_converge_exactly(tmp_path: Path) -> None:
     assert abs(excess[0][1]) < 1e-12
     assert min(value for _, value in excess[1:]) > 1e-5
     assert (tmp_path / "converge_exactly.png").read_bytes().startswith(PNG)
+
+
+def test_ridge(tmp_path: Path) -> None:
+    """Stops at the closed form's weights, and somewhere else if the short last batch counts as much as the others."""
+    done = run("ridge.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the last of 10:" in done.stdout
+    rows = re.findall(r"^  (.+?) +(\d+|-)  +(\S+)  +(\S+)$", done.stdout, re.MULTILINE)
+    names = ["closed form", "scikit-learn, solver='sag'", "ASGD with batch_weights", "ASGD without"]
+    assert [name for name, *_ in rows] == names
+    errors = {name: float(error) for name, _, _, error in rows}
+    assert max(errors[name] for name in names[:3]) < 1e-8
+    assert errors["ASGD without"] > 1e-3
+    assert "SlotMismatchWarning" not in done.stderr
+
+
+def test_ridge_stops_short(tmp_path: Path) -> None:
+    """Says so where the tolerance cannot be reached."""
+    done = run("ridge.py", tmp_path, "--tolerance=1e-30", "--batch-size=200")
+    assert done.returncode == 1
+    assert re.search(r"After 1000 passes gradient_norm\(\) is \S+, above 1.0e-30", done.stderr), done.stderr
+
+
+def test_sag_convergence(tmp_path: Path) -> None:
+    """The quick run: with right slots ASGD is ahead of all others, and with wrong ones it is told so."""
+    done = run("sag_convergence.py", tmp_path, "--quick")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^  (.+?) +(\S+)  learning rate .*  warned: (.+)$", done.stdout, re.MULTILINE)
+    excess = {name: float(value) for name, value, _ in rows}
+    right = ["SAG, replacement", "SAG, reshuffle", "SAG, sequential"]
+    assert list(excess)[:3] == right
+    assert len(excess) == 8
+    assert excess["SAG, replacement"] < 1e-5
+    assert max(excess[name] for name in right) < min(excess[name] for name in excess if name not in right)
+    warned = {name: when for name, _, when in rows}
+    assert warned.pop("SAG, shuffle=True, no batch_index") == "pass 5"
+    assert set(warned.values()) == {"never"}
+    assert [path.name for path in tmp_path.iterdir()] == ["sag_convergence.png"]
+    assert (tmp_path / "sag_convergence.png").read_bytes().startswith(PNG)
+    assert "75/75" in done.stderr  # the progress bar
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("--seeds=0", "received 0, expected at least 1"), ("--output=missing/sag.png", "there is no folder missing")],
+)
+def test_sag_convergence_refusals(tmp_path: Path, argument: str, message: str) -> None:
+    done = run("sag_convergence.py", tmp_path, argument)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
