@@ -9,11 +9,12 @@ The letters are those of Schmidt, Le Roux and Bach, Algorithm 1: ``n`` batches; 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import paddle
-from paddle.base.framework import in_dygraph_mode
+from paddle.base.framework import dygraph_guard_if_declarative, in_dygraph_mode
 from paddle.nn.clip import GradientClipBase
 from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
@@ -21,7 +22,7 @@ from paddle.regularizer import WeightDecayRegularizer
 from . import arguments, checkpoint, native
 from .fused import Bucket, FusedOptimizer
 from .norm import gradient_norm
-from .slots import BatchIndex, check_clock, clock_length, grown_clock, normalised_weights
+from .slots import BatchIndex, check_clock, clock_length, grown_clock, normalised_weights, static_float64
 from .state import StateTensor
 from .watch import ENTRIES, Watch
 
@@ -194,7 +195,7 @@ class ASGD(FusedOptimizer):
         """The batches' weights where these parameters are."""
         if self._weights is None or in_dygraph_mode():
             return self._weights_on(bucket.params[0].place if in_dygraph_mode() else None)
-        return paddle.assign(self._weights)
+        return static_float64(self._weights)
 
     def _weights_on(self, place: Any) -> Any | None:
         if self._weights is None:
@@ -220,7 +221,9 @@ class ASGD(FusedOptimizer):
         if self._watch is None or not self._watch.claim():
             return None
         if self._watch.tensor is None or not in_dygraph_mode():
-            self._watch.tensor = self._state.place_beside(bucket.params[0], "watch", [len(ENTRIES)], "float64")
+            # While a whole step is traced to a static graph, state is made in dygraph all the same.
+            with nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative():
+                self._watch.tensor = self._state.place_beside(bucket.params[0], "watch", [len(ENTRIES)], "float64")
         return self._watch.tensor
 
     # ---- What the user may ask --------------------------------------------------------------------------------------

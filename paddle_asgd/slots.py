@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.base.framework import in_dygraph_mode
+from paddle.base.framework import in_dygraph_mode, in_pir_mode
 
 from .arguments import dtype_name, is_tensor, shown
 
@@ -123,3 +123,16 @@ def normalised_weights(value: Any, n: int) -> np.ndarray | None:
     if len(wrong):
         raise ValueError(f"batch_weights[{wrong[0]}]: received {weights[wrong[0]]}, expected a positive number")
     return None if (weights == weights[0]).all() else weights * (n / weights.sum())
+
+
+def static_float64(values: np.ndarray) -> Any:
+    """A constant of a static graph. The format before PIR keeps 24 bits of a number, so it gets three pieces of it."""
+    if in_pir_mode():
+        return paddle.assign(values)
+    total, rest = None, values
+    for _ in range(3):
+        piece = rest.astype(np.float32)
+        rest = rest - piece
+        constant = paddle.assign(piece).astype("float64")
+        total = constant if total is None else total + constant
+    return total

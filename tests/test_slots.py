@@ -261,8 +261,8 @@ def test_refused_options(options: dict, error: type[Exception], message: str) ->
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, paddle.to_tensor], ids=["list", "tuple", "numpy", "tensor"])
 def test_kinds_of_weights(kind: Any) -> None:
-    trial = Trial(n=5, batch_weights=kind(WEIGHTS))
-    trial.sag.w = np.array(WEIGHTS) / np.mean(WEIGHTS)
+    trial = Trial(n=5, batch_weights=WEIGHTS)
+    trial.optimizer = ASGD(0.1, 5, trial.params, weight_decay=0.1, batch_weights=kind(WEIGHTS))
     for index in DRAWN:
         trial.step(index=index)
 
