@@ -36,7 +36,8 @@ bench: $(VENV)/built
 lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/native/*.h tests/native/*.cc benchmarks/*.cc)
+	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/native/*.h tests/native/*.cc benchmarks/*.cc) \
+	  $(wildcard benchmarks/gpu/native/*.h benchmarks/gpu/native/*.cu benchmarks/gpu/native/on_host/*.h)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info paddle_asgd/*.so

@@ -1,0 +1,133 @@
+"""Builds the programs of ``native/`` with the kernels of csrc, for a GPU or, to try them, for the host.
+
+Must not import Paddle: where a GPU is, there may be none. The flags are those of setup.py, read and not run.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+NATIVE, TESTS = HERE / "native", ROOT / "tests" / "native"
+#: Where the kernels are; ``--csrc`` puts another folder here.
+CSRC = ROOT / "csrc"
+PROGRAMS = ("check_bits", "check_graph", "check_large", "measure")
+LIBRARY = "library"
+#: On the host alone: a compiler that warns of something else must not keep a GPU from being measured.
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+#: To try the programs it is the compiler's time that counts.
+QUICK = ("-O1", "-DPADDLE_ASGD_NO_CLONES")
+#: g++ knows no <<< >>>.
+LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)<<<(.+?), (\w+), 0, stream>>>\(")
+
+
+class Built(NamedTuple):
+    """A folder of programs; ``kind`` is cuda or host."""
+
+    kind: str
+    folder: Path
+
+    def program(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def library(self) -> Path:
+        return self.folder / f"{LIBRARY}.so"
+
+
+def flags_of_setup(name: str) -> list[str]:
+    """A list of flags that setup.py builds with."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise LookupError(f"setup.py has no {name}")
+
+
+def run(*command: str | Path) -> str:
+    """Run a compiler; RuntimeError with what it said if it fails or warns."""
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))} exited with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def _cpu_object(folder: Path, *more: str) -> Path:
+    target = folder / "asgd_cpu.o"
+    run("g++", *flags_of_setup("CXX_FLAGS"), *more, "-fPIC", "-c", CSRC / "asgd_cpu.cc", "-o", target)
+    return target
+
+
+def _includes() -> list[str]:
+    return [f"-I{folder}" for folder in (CSRC, TESTS, NATIVE)]
+
+
+def for_cuda(folder: Path, arch: str = "sm_90", names: tuple[str, ...] = (*PROGRAMS, LIBRARY)) -> Built:
+    """With nvcc; ``arch`` as its -arch takes it, such as sm_90 or native."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nvcc = ["nvcc", *flags_of_setup("NVCC_FLAGS"), f"-arch={arch}", "-lineinfo"]
+    nvcc += ["-Xcompiler", "-fPIC,-ffp-contract=off", *_includes()]
+
+    def compiled(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        run(*nvcc, "-c", source, "-o", target)
+        return target
+
+    def linked(name: str, objects: list[Path]) -> None:
+        target = folder / (f"{name}.so" if name == LIBRARY else name)
+        run("nvcc", f"-arch={arch}", *(["-shared"] if name == LIBRARY else []), *objects, "-o", target)
+
+    with ThreadPoolExecutor() as pool:
+        cpu = pool.submit(_cpu_object, folder)
+        kernel = pool.submit(compiled, CSRC / "asgd_cuda.cu")
+        mains = {name: pool.submit(compiled, NATIVE / f"{name}.cu") for name in names}
+        kernels = [cpu.result(), kernel.result()]
+        for name, main in mains.items():
+            linked(name, [main.result(), *kernels])
+    return Built("cuda", folder)
+
+
+def for_host(folder: Path, names: tuple[str, ...] = (*PROGRAMS, LIBRARY)) -> Built:
+    """With g++, the launches of kernels turned into loops (``native/on_host``)."""
+    source = folder / "source"
+    source.mkdir(parents=True, exist_ok=True)
+    for path in (*NATIVE.glob("*.h"), *NATIVE.glob("*.cu"), CSRC / "asgd_cuda.cu"):
+        name = path.name if path.suffix == ".h" else f"{path.stem}.cc"
+        (source / name).write_text(LAUNCH.sub(r"launch_on_host(\1, \2, \3, stream, ", path.read_text()))
+    include = (f"-I{path}" for path in (source, CSRC, TESTS, NATIVE / "on_host"))
+    flags = [*flags_of_setup("CXX_FLAGS"), *QUICK, "-fPIC", *WARNINGS, *include]
+
+    def compiled(name: str) -> Path:
+        target = folder / f"{name}.o"
+        run("g++", *flags, "-c", source / f"{name}.cc", "-o", target)
+        return target
+
+    with ThreadPoolExecutor() as pool:
+        kernels = [pool.submit(_cpu_object, folder, *QUICK), pool.submit(compiled, "asgd_cuda")]
+        mains = {name: pool.submit(compiled, name) for name in names}
+        objects = [kernel.result() for kernel in kernels]
+        for name, main in mains.items():
+            target = folder / (f"{name}.so" if name == LIBRARY else name)
+            shared = ["-shared"] if name == LIBRARY else []
+            run("g++", *shared, main.result(), *objects, "-pthread", "-o", target)
+    return Built("host", folder)
+
+
+def undefined_symbols(folder: Path) -> list[str]:
+    """The functions of CUDA that the kernel's object file can call."""
+    listed = run("nm", "-u", folder / "asgd_cuda.o").split()
+    return sorted(name for name in listed if name.lstrip("_").startswith("cuda"))
+
+
+def resources(folder: Path, arch: str = "sm_90") -> str:
+    """What the compiler says of registers and spills."""
+    command = ["nvcc", *flags_of_setup("NVCC_FLAGS"), f"-arch={arch}", "--resource-usage", *_includes()]
+    said = run(*command, "-c", CSRC / "asgd_cuda.cu", "-o", folder / "resources.o")
+    filt = shutil.which("c++filt")
+    return subprocess.run([filt], input=said, capture_output=True, text=True).stdout if filt else said
