@@ -13,6 +13,14 @@ namespace paddle_asgd {
 namespace {
 
 constexpr int kThreads = 256;
+// Where the tests run this on the host, one thread after the other, none can wait for another.
+#ifdef __CUDA_ARCH__
+constexpr bool kThreadsWait = true;
+__device__ inline void block_barrier() { __syncthreads(); }
+#else
+constexpr bool kThreadsWait = false;
+__device__ inline void block_barrier() {}
+#endif
 static_assert(kChunk == kWatchWindow, "the watch counts blocks for windows");
 
 // As many elements as fill 16 bytes of the narrowest storage type, loaded and stored in 16-byte accesses.
@@ -128,29 +136,48 @@ __device__ double divisor(const Visit& visit, const TensorArgs& t, const StepArg
   return weight_seen(visit, t.m, step.batch_index.given, step.batch_num, step.batch_weights);
 }
 
+// What one step needs to know of one tensor besides where it lies.
+template <typename T>
+struct Prepared {
+  int64_t slot;
+  Range fresh;
+  Coefficients<T> c;
+};
+
+template <typename T>
+__device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step) {
+  const Visit visit = visit_of(t, step);
+  return Prepared<T>{
+      visit.slot, refresh_range(*t.m, step.batch_num, t.numel),
+      coefficients<T>(load(step.learning_rate), load(step.weight_decay), load(step.theta),
+                      step.batch_weights == nullptr ? 1.0 : step.batch_weights[visit.slot], divisor(visit, t, step))};
+}
+
 template <typename P, typename G, typename T>
 __global__ void __launch_bounds__(kThreads) step_tensors(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   const StepArgs& step = launch.step;
   if (!takes_step(step)) return;
   const int index = find_tensor(launch, blockIdx.x);
   const TensorArgs& t = launch.tensors[index];
-  const int64_t n = step.batch_num;
-  const Visit visit = visit_of(t, step);
+  // Divisions, loads that wait for each other, and in a weighted first pass a loop over the slots: once for a block.
+  // The pointers stay with the arguments, where the compiler knows that they lead to global memory.
+  __shared__ Prepared<T> shared;
+  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step);
+  block_barrier();
+  const Prepared<T> prepared = shared;
   G* y = static_cast<G*>(t.y);
-  const Typed<P, G, T> typed{
-      static_cast<P*>(t.param),
-      static_cast<const G*>(t.grad),
-      static_cast<T*>(t.d),
-      y,
-      y + visit.slot * t.numel,
-      static_cast<T*>(t.master),
-      t.numel,
-      n,
-      step.batch_weights,
-      step.has_theta,
-      refresh_range(*t.m, n, t.numel),
-      coefficients<T>(load(step.learning_rate), load(step.weight_decay), load(step.theta),
-                      step.batch_weights == nullptr ? 1.0 : step.batch_weights[visit.slot], divisor(visit, t, step))};
+  const Typed<P, G, T> typed{static_cast<P*>(t.param),
+                             static_cast<const G*>(t.grad),
+                             static_cast<T*>(t.d),
+                             y,
+                             y + prepared.slot * t.numel,
+                             static_cast<T*>(t.master),
+                             t.numel,
+                             step.batch_num,
+                             step.batch_weights,
+                             step.has_theta,
+                             prepared.fresh,
+                             prepared.c};
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - launch.first_block[index]) * kChunk;
   const int64_t end = min(begin + kChunk, t.numel);
   constexpr int kNarrowest = sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G);
@@ -244,8 +271,17 @@ cudaError_t enqueue(const Launch& launch, DType param, DType grad, cudaStream_t 
   return enqueue<float, float, float>(launch, stream);
 }
 
-// As many blocks as keep the memory busy: each thread adds once to the sum, in an order that differs from run to run.
+// As many blocks as keep the memory busy: each warp adds once to the sum, in an order that differs from run to run.
 constexpr int32_t kNormBlocks = 1024;
+
+// All threads of a warp must come here. One by one their sums would queue for the one address.
+__device__ inline void add_of_warp(double* total, double value) {
+#ifdef __CUDA_ARCH__
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_down_sync(0xffffffffu, value, lane);
+  if (threadIdx.x % 32 != 0) return;
+#endif
+  atomicAdd(total, value);
+}
 
 template <typename P, typename T>
 __global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT Launch launch, double* total) {
@@ -265,7 +301,7 @@ __global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT Launch launch, doubl
       sum += gradient * gradient;
     }
   }
-  atomicAdd(total, sum);
+  add_of_warp(total, sum);
 }
 
 template <typename P, typename T>
