@@ -28,10 +28,13 @@ int64_t slots_of(const Check& check, const DDim& history, const DDim& dims) {
   return history[0];
 }
 
-// Checks a parameter and what every call needs of its state, and says where they lie. The clock m of a step with a
-// batch index knows the slots.
-TensorArgs check_state(const Received& r, size_t i, const Check& check, int64_t slots) {
-  static const DDim kOne = common::make_ddim({1});
+// The clock m of a step with a batch index knows the slots.
+DDim clock_shape(const Received& r, int64_t slots) {
+  return common::make_ddim({r.has_batch_index ? clock_length(slots) : 1});
+}
+
+// Checks a parameter and what every call needs of its state, and says where they lie.
+TensorArgs check_state(const Received& r, size_t i, const Check& check, const DDim& clock) {
   const DenseTensor& param = check.dense("value", *r.params[i]);
   const DDim& dims = param.meta().dims;
   const DataType dtype = param.meta().dtype;
@@ -42,7 +45,6 @@ TensorArgs check_state(const Received& r, size_t i, const Check& check, int64_t 
   TensorArgs t{};
   t.param = check.memory("value", param);
   t.d = check.like("d", *r.d[i], dims, dtype == DataType::FLOAT64 ? DataType::FLOAT64 : DataType::FLOAT32);
-  const DDim& clock = r.has_batch_index ? DDim({clock_length(slots)}) : kOne;
   t.m = static_cast<int64_t*>(check.like("m", *r.m[i], clock, DataType::INT64));
   if (r.masters) {
     if (!half) check.fail("dtype", show(dtype), "float16 or bfloat16 beside a master weight");
@@ -53,13 +55,17 @@ TensorArgs check_state(const Received& r, size_t i, const Check& check, int64_t 
   return t;
 }
 
-// Checks one parameter with its gradient and state, and says where they lie; sets the number of slots in its history.
-TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t* slots) {
+// Checks one parameter with its gradient and state, and says where they lie.
+TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t batch_num, const DDim& clock) {
   const Check check(*r.params[i], i, place);
   const phi::DenseTensorMeta& param = check.dense("value", *r.params[i]).meta();
   const DenseTensor& y = check.dense("y", *r.y[i]);
-  *slots = slots_of(check, y.meta().dims, param.dims);
-  TensorArgs t = check_state(r, i, check, *slots);
+  const int64_t slots = slots_of(check, y.meta().dims, param.dims);
+  if (slots != batch_num) {
+    check.fail("number of slots in y", std::to_string(slots),
+               std::to_string(batch_num) + ", as the first parameter has");
+  }
+  TensorArgs t = check_state(r, i, check, clock);
   const DataType received = check.dense("gradient", *r.grads[i]).meta().dtype;
   const bool grad32 = is_16_bit(param.dtype) && received == DataType::FLOAT32;
   const DataType grad_dtype = grad32 ? DataType::FLOAT32 : param.dtype;
@@ -126,17 +132,13 @@ void asgd_update(const Received& r, bool check_only) {
   if (!first.defined() || !first.initialized())
     Check(*r.params[0], 0, Place()).fail("m", "no memory", "a tensor of one int64");
   const Place place = first.place();
-  int64_t batch_num = 0;
+  const Check check(*r.params[0], 0, place);
+  const DDim& dims = check.dense("value", *r.params[0]).meta().dims;
+  const int64_t batch_num = slots_of(check, check.dense("y", *r.y[0]).meta().dims, dims);
+  const DDim clock = clock_shape(r, batch_num);
   for (size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) fetch_ahead(r, i + kAhead);
-    int64_t slots = 0;
-    tensors.push_back(check_parameter(r, i, place, &slots));
-    if (i == 0) batch_num = slots;
-    if (slots != batch_num) {
-      Check(*r.params[i], i, place)
-          .fail("number of slots in y", std::to_string(slots),
-                std::to_string(batch_num) + ", as the first parameter has");
-    }
+    tensors.push_back(check_parameter(r, i, place, batch_num, clock));
   }
   StepArgs step{};
   step.tensors = tensors.data();
@@ -160,7 +162,8 @@ void asgd_norm(const Received& r, int64_t batch_num, const Tensor& sum) {
   if (r.masters) check_length("master weights", r.masters->size(), count);
   const Place place = sum.place();
   std::vector<TensorArgs> tensors;
-  for (size_t i = 0; i < count; ++i) tensors.push_back(check_state(r, i, Check(*r.params[i], i, place), batch_num));
+  const DDim clock = clock_shape(r, batch_num);
+  for (size_t i = 0; i < count; ++i) tensors.push_back(check_state(r, i, Check(*r.params[i], i, place), clock));
   StepArgs step{};
   step.tensors = tensors.data();
   step.count = static_cast<int64_t>(count);
