@@ -132,6 +132,15 @@ def check_theta(value: Any) -> Any:
     raise TypeError(f"theta: received {shown(value)}, expected a number, a callable of the step, or None")
 
 
+def check_closure(value: Any) -> None:
+    """A function of no arguments."""
+    if not callable(value):
+        raise TypeError(
+            f"closure: received {shown(value)}, expected a function or None; the number of a batch goes into "
+            "optimizer.batch_index"
+        )
+
+
 def check_flag(argument: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one: a misplaced argument would pass."""
     if isinstance(value, (bool, np.bool_)):

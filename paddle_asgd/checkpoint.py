@@ -120,7 +120,7 @@ def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> b
             continue
         count = received.item() if hasattr(received, "item") and math.prod(received.shape) == 1 else received
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count != value:
-            _fail(f"{name} is {shown(count)}, expected {value}, with which the optimizer was created")
+            _fail(f"{name} is {count!r}, expected {value}, with which the optimizer was created")
     return complete
 
 

@@ -6,6 +6,7 @@ between versions of Paddle. Options, state, checkpoints and checks of arguments 
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any, Callable, NamedTuple, NoReturn
 
@@ -34,6 +35,10 @@ class Bucket(NamedTuple):
     #: what all of them share: the multiplier of the learning rate, and the decay
     learning_rate: Any
     weight_decay: Any
+
+
+def _numel(bucket: Bucket) -> int:
+    return sum(math.prod(param.shape) for param in bucket.params)
 
 
 def _shaped(param: Any, grad: Any) -> Any:
@@ -116,6 +121,7 @@ class FusedOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
+            arguments.check_closure(closure)
             with paddle.enable_grad():
                 loss = closure()
         if paddle.base.dygraph.base.in_to_static_mode():
@@ -143,8 +149,9 @@ class FusedOptimizer(Optimizer):
 
     def _apply_optimize(self, loss: Any, startup_program: Any, params_grads: Any, param_group_idx: int = 0) -> Any:
         """Clip, regularize, update. Wrappers that shard the state call this, some with a group instead of a list."""
-        # A wrapper that comes with one group at a time: the last of them ends the step.
-        self._ends_step = not isinstance(params_grads, dict) or param_group_idx == len(self._param_groups) - 1
+        # A wrapper may come with one group at a time, of which the last ends the step, or with one group for all.
+        by_group = isinstance(params_grads, dict) and isinstance(self._param_groups[0], dict)
+        self._ends_step = not by_group or param_group_idx == len(self._param_groups) - 1
         if isinstance(params_grads, dict):
             params_grads = params_grads["params"]
         if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):
@@ -251,7 +258,8 @@ class FusedOptimizer(Optimizer):
                     values.append(value)
                 if master is not None:
                     bucket.masters.append(master)
-        return list(buckets.values())
+        # The largest first: a subclass may look at one bucket of a step only.
+        return sorted(buckets.values(), key=_numel, reverse=True)
 
     # ---- What multiplies --------------------------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def gradient_norm(optimizer: ASGD) -> float:
-    """The square root of the sum over all parameters that have a history; inf if none has."""
-    rows = [row for param in optimizer._state.created for row in _row(optimizer, param)]
+    """The square root of the sum over all parameters that are trained and have a history; inf if none has."""
+    trained = [param for param in optimizer._state.created if not param.stop_gradient]
+    rows = [row for param in trained for row in _row(optimizer, param)]
     if not rows:
         return math.inf
     if in_dygraph_mode():
@@ -42,7 +43,11 @@ def _row(optimizer: ASGD, param: Any) -> list[tuple]:
     arrays = [optimizer._state.value_of(t) for t in (param if weights is None else weights, state[0], state[2])]
     if any(array is None for array in arrays) or not arrays[2][0]:
         return []
-    decay = optimizer._state.value_of(decay).item() if is_tensor(decay) else decay
+    if is_tensor(decay):
+        raise TypeError(
+            f"gradient_norm: received a variable of the graph as weight_decay of parameter {param.name!r}, expected a "
+            "number: a variable has a value only while the graph runs"
+        )
     return [(_wide(arrays[0], param if weights is None else weights), *arrays[1:], None, decay)]
 
 
@@ -71,8 +76,8 @@ def _norm(optimizer: ASGD, rows: list[tuple]) -> float:
             m,
             None if masters[0] is None else masters,
             optimizer.batch_num,
-            optimizer._batch_index.in_use,
-            optimizer._weights_on(place),
+            optimizer._inputs.index.in_use,
+            optimizer._inputs.weights_on(place),
             decays[0],
             part,
         )

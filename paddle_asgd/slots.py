@@ -15,6 +15,9 @@ from paddle.base.framework import in_dygraph_mode, in_pir_mode
 
 from .arguments import dtype_name, is_tensor, shown
 
+#: Of a batch, beside the largest. Far below, a product of weight and gradient would be 0 in float32.
+SMALLEST_WEIGHT = 1e-12
+
 
 class BatchIndex:
     """The slot of the next step, as the user gives it and a step takes it.
@@ -49,15 +52,18 @@ class BatchIndex:
 
     def _in_range(self, index: int) -> int:
         if not 0 <= index < self._n:
-            raise ValueError(f"batch_index: received {index}, expected 0 to {self._n - 1}, for batch_num is {self._n}")
+            raise ValueError(
+                f"batch_index: received {index}, expected 0 to {self._n - 1}, for batch_num is {self._n}; that must be "
+                "the number of batches, such as sampler.batch_num"
+            )
         return index
 
     def _checked_tensor(self, value: Any) -> Any:
         shape = [abs(length) for length in value.shape]  # a variable's batch dimension is -1
         if dtype_name(value.dtype) != "int64" or shape not in ([], [1]):
             raise TypeError(
-                f"batch_index: received {dtype_name(value.dtype)} {list(value.shape)}, expected an int or a tensor of "
-                "one int64"
+                f"batch_index: received a tensor of {dtype_name(value.dtype)} and shape {list(value.shape)}, expected "
+                "an int or a tensor of one int64"
             )
         if isinstance(value, paddle.Tensor) != in_dygraph_mode():
             wanted = "a tensor" if in_dygraph_mode() else "a variable of the graph, as paddle.static.data gives"
@@ -67,11 +73,18 @@ class BatchIndex:
         return value  # on a device its value is checked there, for reading it would wait
 
     def require(self) -> None:
-        """Refuse a step that does not say which batch it has, once another has said so."""
+        """Refuse a step that does not say which batch it has, once another has said so, or says it from elsewhere."""
+        in_graph = is_tensor(self.next) and not isinstance(self.next, paddle.Tensor)
+        if self.next is not None and in_graph == in_dygraph_mode():
+            wanted = "an int or a tensor" if in_graph else "a variable of the graph that the step is built into"
+            raise TypeError(
+                f"batch_index: received {shown(self.next)}, set in another mode than this step's, expected {wanted}; "
+                "set it after paddle.enable_static() or disable_static(), and within a function that is traced"
+            )
         if self.in_use and self.next is None:
             raise ValueError(
                 f"batch_index: received none for this step, expected 0 to {self._n - 1}, as earlier steps had one; set "
-                "optimizer.batch_index before every step"
+                "optimizer.batch_index before every step, to the first number that sampler.enumerate(loader) gives"
             )
 
     def take(self) -> None:
@@ -117,12 +130,35 @@ def normalised_weights(value: Any, n: int) -> np.ndarray | None:
         raise TypeError(f"batch_weights: received {shown(value)}, expected a list of {n} positive numbers") from None
     if weights.shape != (n,):
         raise ValueError(
-            f"batch_weights: received {list(weights.shape)} numbers, expected [{n}], one for each of batch_num batches"
+            f"batch_weights: received {' x '.join(map(str, weights.shape))} numbers, expected {n}, one for each of "
+            "batch_num batches"
         )
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
     if len(wrong):
         raise ValueError(f"batch_weights[{wrong[0]}]: received {weights[wrong[0]]}, expected a positive number")
-    return None if (weights == weights[0]).all() else weights * (n / weights.sum())
+    if (weights == weights[0]).all():
+        return None
+    weights = weights / weights.max()
+    if weights.min() < SMALLEST_WEIGHT:
+        raise ValueError(
+            f"batch_weights: received numbers whose smallest is {weights.min():.1g} times the largest, expected at "
+            f"least {SMALLEST_WEIGHT:g} times, which float32 can hold; leave out batches that do not count"
+        )
+    return weights * (n / weights.sum())
+
+
+def check_same_weights(loaded: Any, own: np.ndarray | None, n: int) -> None:
+    """A checkpoint's d is a sum with its own weights, and wrong with others."""
+    received = normalised_weights(loaded, n)
+    same = received is own if received is None or own is None else np.allclose(received, own, rtol=1e-12, atol=0)
+    if same:
+        return
+    kinds = ["none" if weights is None else "some" for weights in (received, own)]
+    difference = "others" if kinds == ["some", "some"] else f"{kinds[0]}, and the optimizer {kinds[1]}"
+    raise ValueError(
+        f"set_state_dict: the checkpoint was made with batch_weights: {difference}; expected those of the optimizer, "
+        "with which d is summed. Nothing has been loaded."
+    )
 
 
 def static_float64(values: np.ndarray) -> Any:

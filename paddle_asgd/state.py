@@ -107,7 +107,7 @@ class ParameterState:
         """Put a tensor of another shape in the place of one that the parameter has."""
         owner = self._owner_name(param)
         entry = next(entry for entry in self.layout if entry.name == name)
-        self._optimizer._accumulators[self.key(entry)].pop(owner)
+        old = self._optimizer._accumulators[self.key(entry)].pop(owner)
         master = self.master_of(param)
         tensor = self._optimizer._add_accumulator(
             name,
@@ -117,6 +117,7 @@ class ParameterState:
             device=_device_of(param),
         )
         tensor.set_value(value)
+        tensor.name = old.name  # which checkpoints are matched by
 
     def drop(self, param: Any) -> None:
         """Forget the parameter's history, as if it had taken no step."""

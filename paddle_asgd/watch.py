@@ -50,6 +50,8 @@ class Watch:
 
     def __init__(self, n: int) -> None:
         self._n = n
+        #: whether the user says which batch it is
+        self.indexed = False
         self.tensor: Any = None
         self._steps = 0
         self._claimed = False
@@ -63,6 +65,10 @@ class Watch:
         """Whether this native call shall be watched: the first of a step is, or a step would count twice."""
         claimed, self._claimed = self._claimed, True
         return not claimed
+
+    def release(self) -> None:
+        """The call that was to be watched was refused, and another may come in its place."""
+        self._claimed = False
 
     def end_step(self) -> None:
         """Once a pass, look at what has been found; a device's numbers are those of the pass before."""
@@ -92,6 +98,8 @@ class Watch:
     def look(self, values: np.ndarray) -> float | None:
         """Take note of what the kernel has found; raise or warn if need be. Returns the ratio of the last pass."""
         before, found = self._seen, dict(zip(ENTRIES, values.tolist()))
+        if (found["passes"], found["steps"]) < (before["passes"], before["steps"]):
+            return self._ratio(before)  # a device's copy, overtaken by somebody who asked for the numbers and waited
         self._seen = found
         if found["refusals"] > before["refusals"]:
             raise ValueError(
@@ -117,14 +125,19 @@ class Watch:
         return replaced / centred
 
     def _warn(self, ratio: float) -> None:
+        wrong_index = (
+            "Most often batch_index is not the batch's own number: take it from sampler.enumerate(loader) of a "
+            "paddle_asgd.FixedBatchSampler, not from Python's enumerate(loader)"
+            if self.indexed
+            else "Most often slot and batch do not match: a loader with shuffle=True (use "
+            "paddle_asgd.FixedBatchSampler and set optimizer.batch_index from its enumerate(loader))"
+        )
         warn(
-            f"ASGD: in two passes in a row the gradients stored for the batches told less about the next "
-            f"ones than the mean of all gradients (variance_ratio {ratio:.2g}; below 1 stored gradients help, near 2 "
-            "they have nothing to do with the batch). SAG is then no better than SGD and takes batch_num times the "
-            "memory. Most often slot and batch do not match: a loader with shuffle=True (use "
-            "paddle_asgd.FixedBatchSampler and set optimizer.batch_index), or batch_num="
-            f"{self._n} is not the number of batches. Else the gradient of a batch changes between passes: heavy "
-            "augmentation or dropout (SGD suits better), or too large a learning_rate, with which training is about to "
-            "diverge.",
+            "ASGD: in two passes in a row the gradients stored for the batches told less about the next ones than the "
+            f"mean of all gradients (variance_ratio {ratio:.2g}; towards 0 stored gradients help, near 2 they have "
+            "nothing to do with the batch). SAG is then no better than SGD and takes batch_num times the memory. "
+            f"{wrong_index}, or batch_num={self._n} is not the number of batches. Else the learning_rate is close to "
+            "its limit or above: halve it. Or the gradient of a batch changes between passes by augmentation or "
+            "dropout: SGD suits better.",
             SlotMismatchWarning,
         )

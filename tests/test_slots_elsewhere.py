@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,8 +85,16 @@ def test_static_index_out_of_range(index: int, shape: tuple) -> None:
     ("value", "error", "message"),
     [
         (lambda: 3, TypeError, "batch_index: received 3 in static graph mode, where it would be the same in every run"),
-        (lambda: paddle.static.data("i", [1], "int32"), TypeError, r"batch_index: received int32 \[1\]"),
-        (lambda: paddle.static.data("i", [2], "int64"), TypeError, r"batch_index: received int64 \[2\]"),
+        (
+            lambda: paddle.static.data("i", [1], "int32"),
+            TypeError,
+            r"received a tensor of int32 and shape \[1\]",
+        ),
+        (
+            lambda: paddle.static.data("i", [2], "int64"),
+            TypeError,
+            r"received a tensor of int64 and shape \[2\]",
+        ),
         (lambda: np.int64(7), TypeError, "batch_index: received 7 in static graph mode"),
     ],
     ids=["int", "int32", "two", "numpy"],
@@ -195,6 +204,7 @@ def test_indexed_state_into_an_optimizer_that_has_steps() -> None:
     [
         (1, 4, "a clock m has 4 distinct slots and 3 marks, 0 of them out of range"),
         (2, 0b100111, "a clock m has 3 distinct slots and 4 marks, 1 of them out of range"),
+        (2, 0b100110, "a clock m has 3 distinct slots and 3 marks, 1 of them out of range"),
         (0, 2, "a clock m has 2 steps and 3 distinct slots"),
     ],
 )
@@ -210,6 +220,75 @@ def test_damaged_clocks_are_refused(entry: int, value: int, message: str) -> Non
     with pytest.raises(ValueError, match=message):
         fresh.set_state_dict(state)
     fresh.step()  # without an index, and so as if nothing had been loaded
+
+
+@pytest.mark.parametrize(
+    ("saved", "own", "message"),
+    [
+        (WEIGHTS, None, "with batch_weights: some, and the optimizer none"),
+        (None, WEIGHTS, "with batch_weights: none, and the optimizer some"),
+        (WEIGHTS, [1.0, 2.0, 3.0, 4.0, 5.0], "with batch_weights: others"),
+    ],
+    ids=["some_none", "none_some", "others"],
+)
+def test_other_weights_are_refused(saved: Any, own: Any, message: str) -> None:
+    """d is a sum with the checkpoint's."""
+    trial = Trial(n=5, batch_weights=saved)
+    trial.step(index=2)
+    optimizer = ASGD(0.1, 5, trial.params, batch_weights=own)
+    with pytest.raises(ValueError, match=message):
+        optimizer.set_state_dict(trial.optimizer.state_dict())
+    optimizer.step()  # without an index: nothing has been loaded
+
+
+def test_a_load_that_fails_late_leaves_the_cycle() -> None:
+    """After the checkpoint's clocks were found to know the slots."""
+    trial = Trial(n=5)
+    trial.step(index=2)
+    state = trial.optimizer.state_dict()
+    sum_of_last = [key for key in state if "_d_" in key][-1]
+    fresh = ASGD(0.1, 5, trial.params)
+    with pytest.raises(ValueError, match="entry 'd' of parameter"):
+        fresh.set_state_dict({**state, sum_of_last: paddle.zeros([7])})
+    fresh.step()
+
+
+def test_a_clock_of_another_dtype_is_refused() -> None:
+    trial = Trial(n=5)
+    trial.step()
+    state = {k: v.astype("float32") if "_m_" in k else v for k, v in trial.optimizer.state_dict().items()}
+    fresh = ASGD(0.1, 5, trial.params)
+    fresh.batch_index = 3
+    with pytest.raises(ValueError, match="entry 'm' of parameter"):
+        fresh.set_state_dict(state)
+
+
+def test_names_of_state_stay() -> None:
+    """An index that begins in the middle puts other tensors in the clocks' place."""
+    trial = Trial(n=5, theta=0.3)
+    trial.step()
+    before = list(trial.optimizer.state_dict())
+    trial.step(index=3)
+    assert list(trial.optimizer.state_dict()) == before
+    assert "theta_step" not in before
+
+
+@pytest.mark.usefixtures("static_mode")
+def test_static_gradient_norm_before_and_with_a_variable() -> None:
+    def build(loss: Any, params: list) -> Any:
+        decay = paddle.full([1], 0.1, "float32")
+        optimizers = [ASGD(0.1, 5), ASGD(0.1, 5, weight_decay=decay)]
+        optimizers[0].minimize(loss)
+        optimizers[1].apply_gradients([(params[0], paddle.ones(params[0].shape, "float32"))])
+        return optimizers
+
+    run = StaticRun(Quadratic(batches=5), build)
+    with paddle.static.scope_guard(run.scope):
+        assert run.built[0].gradient_norm() == math.inf
+        run.run(0)
+        assert 0 < run.built[0].gradient_norm() < math.inf
+        with pytest.raises(TypeError, match="gradient_norm: received a variable of the graph as weight_decay"):
+            run.built[1].gradient_norm()
 
 
 @pytest.mark.parametrize("step", [-1, 1.5, True, "3"])

@@ -170,7 +170,7 @@ def test_a_step_of_two_calls_counts_once() -> None:
         for param in params:
             param.grad = paddle.to_tensor(batches[step % 5])
         optimizer.step()
-        passes = optimizer._watch.tensor.numpy()[5]
+        passes = optimizer._inputs.watch.tensor.numpy()[5]
         assert passes == (step + 1) // 5
 
 
@@ -179,7 +179,7 @@ def test_static() -> None:
     """No Python runs in a step, so the warning comes when somebody asks."""
 
     def build(loss: Any, params: list) -> Any:
-        optimizer = ASGD(0.0, 5)
+        optimizer = ASGD(0.0, 5, watch=True)
         optimizer.minimize(loss)
         return optimizer
 
@@ -199,13 +199,81 @@ def test_static() -> None:
             assert run.built.variance_ratio > 1
 
 
+@pytest.mark.usefixtures("static_mode")
+def test_static_without_being_asked() -> None:
+    """Files of Paddle's own optimizer hold no such variable, and paddle.static.load demands every one."""
+
+    def build(loss: Any, params: list) -> Any:
+        optimizer = ASGD(0.0, 5)
+        optimizer.minimize(loss)
+        return optimizer
+
+    run = StaticRun(Quadratic(batches=7), build)
+    run.run(0)
+    assert run.built.variance_ratio is None
+    assert "watch" not in run.built._accumulators
+
+
+def test_sparse_gradients_are_watched() -> None:
+    """The shortcut hands them to the full way, which must still have the watch."""
+    draw = np.random.default_rng(4)
+    table = paddle.nn.Embedding(4, 4, sparse=True)
+    optimizer = ASGD(0.0, 5, table.parameters())
+    for _ in range(11):
+        (table(paddle.arange(4)) * paddle.to_tensor(draw.normal(size=(4, 4)), "float32")).sum().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    assert optimizer._inputs.watch.tensor.numpy()[5] == 2
+    assert optimizer.variance_ratio > 1
+
+
+def test_a_refused_step_is_not_counted() -> None:
+    fed = Fed()
+    for _ in range(3):
+        fed.step(np.ones(16))
+    fed.param.grad = None
+    with pytest.raises(ValueError, match="shape of gradient"):
+        fed.optimizer.apply_gradients([(fed.param, paddle.ones([3], "float64"))])
+    for _ in range(2):
+        fed.step(np.ones(16))
+    assert fed.optimizer._inputs.watch.tensor.numpy()[2:6].tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_an_overtaken_copy_of_a_device() -> None:
+    """Somebody asked, and waited, for newer numbers than those that were on their way."""
+    watch = Watch(5)
+    refused = found(4, 9.0)
+    refused[[2, 6, 7]] = [3, 1, 40]
+    with pytest.raises(ValueError, match="received 40"):
+        watch.look(refused)
+    assert watch.look(found(4, 9.0)) == 9.0  # an older copy, without the refusal
+    assert watch.look(refused) == 9.0
+    assert watch.look(found(3, 8.0)) == 9.0
+
+
+def test_the_largest_group_is_watched() -> None:
+    draw = np.random.default_rng(4)
+    small, large = paddle.create_parameter([3], "float64"), paddle.create_parameter([16], "float64")
+    optimizer = ASGD(0.0, 5, [{"params": [small]}, {"params": [large], "weight_decay": 0.1}])
+    with WRONG:
+        for _ in range(25):
+            small.grad, large.grad = paddle.ones([3], "float64"), paddle.to_tensor(draw.normal(size=16))
+            optimizer.step()
+
+
+def test_one_that_changes_alone_is_infinite() -> None:
+    """All stored gradients are alike, and equal to this one but for its own: nothing to divide by."""
+    watch = Watch(5)
+    assert watch.look(np.array([0.0, 0.0, 0.0, 2.0, 0.0, 4.0, 0.0, 0.0])) == math.inf
+
+
 def test_an_index_that_a_device_has_refused() -> None:
     """As a GPU leaves it in the watch's numbers: the error comes with the end of the pass."""
     fed = Fed()
     fed.step(np.ones(16))
-    values = fed.optimizer._watch.tensor.numpy()
+    values = fed.optimizer._inputs.watch.tensor.numpy()
     values[6:] = [1, 40]
-    fed.optimizer._watch.tensor.set_value(values)
+    fed.optimizer._inputs.watch.tensor.set_value(values)
     for _ in range(3):
         fed.step(np.ones(16))
     with pytest.raises(

@@ -1,0 +1,198 @@
+"""What a step takes besides its tensors: which slot its batch has, what the batches weigh, theta, and the watch.
+
+Checks and keeps them, and brings each to where the native call wants it. Must not know how a step is taken (fused.py).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import paddle
+from paddle.base.dygraph.base import in_to_static_mode
+from paddle.base.framework import dygraph_guard_if_declarative, in_dygraph_mode
+
+from . import arguments, checkpoint
+from .slots import (
+    BatchIndex,
+    check_clock,
+    check_same_weights,
+    clock_length,
+    grown_clock,
+    normalised_weights,
+    static_float64,
+)
+from .watch import ENTRIES, Watch
+
+if TYPE_CHECKING:
+    from .fused import Bucket
+    from .state import ParameterState
+
+#: Entries of a checkpoint that are numbers of these inputs, not tensors of a parameter.
+WEIGHTS, THETA_STEP = "batch_weights", "theta_step"
+
+
+class StepInputs:
+    """The inputs of one optimizer's steps.
+
+    Args:
+        n: the number of slots.
+        batch_weights, theta, watch: as ``ASGD`` takes them.
+    """
+
+    def __init__(self, n: int, batch_weights: Any, theta: Any, watch: Any) -> None:
+        self._n = n
+        self.index = BatchIndex(n)
+        self.weights = normalised_weights(batch_weights, n)
+        self._weights_beside: dict[str, Any] = {}
+        self._theta = arguments.check_theta(theta)
+        self._theta_now: float | None = None
+        self._steps = 0
+        self._watch_wanted = watch if watch is None else arguments.check_flag("watch", watch)
+        self.watch = None if self._watch_wanted is False else Watch(n)
+
+    # ---- The clocks -------------------------------------------------------------------------------------------------
+
+    def clock_length(self) -> int:
+        """The numbers that each parameter's clock has."""
+        return clock_length(self._n) if self.index.in_use else 1
+
+    def give_index(self, value: Any, state: ParameterState) -> None:
+        """The batch index of the next step; with the first, the clocks begin to keep which slots have been seen."""
+        self.index.give(value)
+        if self.watch is None and _is_on_device(self.index.next):
+            self.index.next = None
+            raise TypeError(
+                "batch_index: received a tensor on a device, expected an int with watch=False, for the watch alone "
+                "tells of one out of range"
+            )
+        if self.index.in_use:
+            return
+        held = [param for param in state.created if state.of(param) is not None]
+        if held and _in_static_graph():
+            self.index.next = None
+            raise RuntimeError(
+                "batch_index: received after minimize() had built a step without one, expected before the first "
+                "minimize()"
+            )
+        self.index.in_use = True
+        with _state_guard():
+            for param in held:
+                # So far they came in their order.
+                state.reshape(param, "m", grown_clock(state.of(param)[2].numpy(), self._n))
+
+    # ---- A step -----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Refuse a step that cannot be taken."""
+        self.index.require()
+        # Once a step, however many native calls and attempts it takes.
+        if callable(self._theta) and self._theta_now is None:
+            if not in_dygraph_mode():
+                raise TypeError(
+                    "theta: received a callable, expected a number: in a static graph no Python runs in a step"
+                )
+            self._theta_now = arguments.check_number(f"theta of step {self._steps}", self._theta(self._steps))
+
+    def end(self) -> None:
+        """After a step, taken or skipped."""
+        self.index.take()
+        self._theta_now = None
+        self._steps += 1
+        if self.watch is not None:
+            self.watch.end_step()
+
+    def weights_of(self, bucket: Bucket) -> Any | None:
+        """The batches' weights where these parameters are."""
+        if self.weights is None or in_dygraph_mode():
+            return self.weights_on(bucket.params[0].place if in_dygraph_mode() else None)
+        return static_float64(self.weights)
+
+    def weights_on(self, place: Any) -> Any | None:
+        """The same, in dygraph."""
+        if self.weights is None:
+            return None
+        held = self._weights_beside.get(str(place))
+        if held is None:
+            held = self._weights_beside[str(place)] = paddle.to_tensor(self.weights, place=place)
+        return held
+
+    def theta(self) -> Any | None:
+        """The number of this step, or a constant of the graph."""
+        if callable(self._theta):
+            return self._theta_now
+        return self._theta if in_dygraph_mode() or self._theta is None else paddle.full([1], self._theta, "float64")
+
+    def watch_of(self, bucket: Bucket, state: ParameterState) -> Any | None:
+        """The watch's numbers, for the first native call of a step."""
+        if self.watch is not None:
+            self.watch.indexed = self.index.in_use
+        if self.watch is None or (_in_static_graph() and not self._watch_wanted and not self.index.in_use):
+            return None
+        if not self.watch.claim():
+            return None
+        if self.watch.tensor is None or not in_dygraph_mode():
+            with _state_guard():
+                self.watch.tensor = state.place_beside(bucket.params[0], "watch", [len(ENTRIES)], "float64")
+        return self.watch.tensor
+
+    # ---- Checkpoints ------------------------------------------------------------------------------------------------
+
+    def collect(self) -> dict[str, Any]:
+        """What a checkpoint must say of them."""
+        collected: dict[str, Any] = {}
+        if self.weights is not None:
+            collected[WEIGHTS] = self.weights.tolist()
+        if callable(self._theta):
+            collected[THETA_STEP] = self._steps
+        return collected
+
+    def check_loaded(self, state_dict: dict[str, Any]) -> int:
+        """Refuse what does not go with these inputs; returns the number of steps before the next."""
+        check_same_weights(state_dict.get(WEIGHTS), self.weights, self._n)
+        if THETA_STEP not in state_dict:
+            return self._steps
+        return arguments.check_step(f"set_state_dict: {THETA_STEP!r}", state_dict[THETA_STEP])
+
+    def go_on_at(self, step: int) -> None:
+        """After a checkpoint has been loaded."""
+        self._steps = step
+
+    def adapt_clocks(self, states: dict[str, dict[str, Any]]) -> None:
+        """Clocks of a fixed cycle and clocks that know the slots do not go together: the former grow."""
+        clocks = [(s, checkpoint.as_tensor(name, "m", s["m"]).numpy()) for name, s in states.items() if "m" in s]
+        length = clock_length(self._n)
+        for _, clock in clocks:
+            wrong = check_clock(clock, self._n) if clock.shape == (length,) else None
+            if wrong is not None:
+                raise ValueError(f"set_state_dict: a clock m {wrong}. Nothing has been loaded.")
+        if not self.index.in_use and not any(clock.shape == (length,) for _, clock in clocks):
+            return
+        self.index.in_use = True
+        for state, clock in clocks:
+            if clock.shape == (1,) and clock.dtype == np.int64:
+                state["m"] = grown_clock(clock, self._n)
+
+    def shown(self) -> dict[str, str]:
+        """Those that are not at their defaults, for a repr."""
+        given = {
+            "batch_weights": None if self.weights is None else f"{self._n} numbers",
+            "theta": None if self._theta is None else repr(self._theta) if not callable(self._theta) else "function",
+            "watch": None if self._watch_wanted is None else repr(self._watch_wanted),
+        }
+        return {name: text for name, text in given.items() if text is not None}
+
+
+def _is_on_device(index: Any) -> bool:
+    return isinstance(index, paddle.Tensor) and not index.place.is_cpu_place()
+
+
+def _in_static_graph() -> bool:
+    """Where state are variables of a program. A step that is traced has its state in dygraph."""
+    return not in_dygraph_mode() and not in_to_static_mode()
+
+
+def _state_guard() -> Any:
+    """While a whole step is traced to a static graph, state is made in dygraph all the same."""
+    return nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative()
