@@ -22,7 +22,8 @@ NVCC = shutil.which("nvcc")
 
 # No clones: the loader chooses them before a sanitizer is ready.
 SANITIZED = ("-Og", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DPADDLE_ASGD_NO_CLONES")
-NO_CLONES = ("-O3", "-DPADDLE_ASGD_NO_CLONES")
+# Nor the processor's conversions of float16: as on one that has none.
+NO_CLONES = ("-O3", "-DPADDLE_ASGD_NO_CLONES", "-DPADDLE_ASGD_NO_F16C")
 # The kernel as setup.py builds it, without vector code, and each clone that it may become on another processor.
 BUILDS = {
     "clones": ("-O3",),

@@ -1,10 +1,13 @@
 // half.h against conversions computed another way: ldexp and nearbyint in double, and the processor's own where it has
-// some. `test_half all` takes every float32 instead of a selection (minutes). Must not test the step.
+// some; half_arrays.h against half.h. `test_half all` takes every float32 instead of a selection (minutes). Must not
+// test the step.
 #include <algorithm>
 #include <cstring>
 #include <initializer_list>
+#include <vector>
 
 #include "half.h"
+#include "half_arrays.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -125,6 +128,50 @@ void check_named_values() {
   }
 }
 
+// Vectors of exactly that size, so that a sanitizer sees whoever goes beyond.
+template <typename H>
+void check_arrays(const char* name, const std::vector<uint32_t>& patterns) {
+  std::vector<H> halves;
+  std::vector<float> floats;
+  for (const uint32_t bits : patterns) {
+    halves.push_back(H{static_cast<uint16_t>(bits >> 16)});
+    floats.push_back(bits_to_float(bits));
+  }
+  std::vector<float> wide(patterns.size());
+  std::vector<H> narrowed(patterns.size());
+  paddle_asgd::widen_array(halves.data(), wide.data(), wide.size());
+  paddle_asgd::narrow_array(floats.data(), narrowed.data(), narrowed.size());
+  for (size_t i = 0; i < patterns.size(); ++i) {
+    const float one = paddle_asgd::widen(halves[i]);
+    const uint32_t bits = float_to_bits(one), quiet = std::isnan(one) ? bits | 0x00400000u : bits;
+    CHECK(float_to_bits(wide[i]) == bits || float_to_bits(wide[i]) == quiet, "%s %04x, %zu of %zu: %08x", name,
+          halves[i].bits, i, wide.size(), float_to_bits(wide[i]));
+    H half;
+    paddle_asgd::narrow(floats[i], &half);
+    CHECK(narrowed[i].bits == half.bits, "%s of %08x, %zu of %zu: %04x, not %04x", name, patterns[i], i, wide.size(),
+          narrowed[i].bits, half.bits);
+  }
+}
+
+void check_arrays() {
+  // In the upper bits every half, in the lower ones what decides about rounding; then every length of a rest.
+  std::vector<uint32_t> patterns;
+  for (uint32_t i = 0; i < 0x10000u; ++i) {
+    for (const uint32_t low : {0u, 1u, 0x0fffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u, i * 2654435761u >> 16}) {
+      patterns.push_back((i << 16) | low);
+    }
+  }
+  check_arrays<Float16>("float16", patterns);
+  check_arrays<BFloat16>("bfloat16", patterns);
+  for (size_t length = 0; length < 80; ++length) {
+    // Around 1, and a NaN last.
+    std::vector<uint32_t> some(patterns.begin() + 0x3f80 * 9, patterns.begin() + 0x3f80 * 9 + length);
+    if (length != 0) some.back() = 0xff812345u;
+    check_arrays<Float16>("float16", some);
+    check_arrays<BFloat16>("bfloat16", some);
+  }
+}
+
 #if defined(__x86_64__)
 __attribute__((target("f16c"))) void check_against_processor(uint32_t bits) {
   const float value = bits_to_float(bits);
@@ -152,6 +199,10 @@ void check_flushed() {
       CHECK(widened == widened_flushed, "%s %04x: %08x", f.name, half, widened_flushed);
     }
   }
+  const unsigned mode = _mm_getcsr();
+  _mm_setcsr(mode | 0x8040u);
+  check_arrays();
+  _mm_setcsr(mode);
 }
 #endif
 
@@ -164,6 +215,7 @@ int main(int argc, char** argv) {
     check_boundaries(f);
   }
   check_named_values();
+  check_arrays();
   const uint64_t stride = all ? 1 : 4099;  // a prime: every low bit pattern meets every exponent
   for (uint64_t bits = 0; bits <= 0xffffffffu; bits += stride) {
     check_float(kFloat16, static_cast<uint32_t>(bits));
