@@ -2,6 +2,7 @@
 // and must not write the formula again (asgd_formula.h).
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "asgd_formula.h"
 #include "asgd_kernel.h"
@@ -167,22 +168,12 @@ PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, Coefficients<T> c, R
   refresh<P, G, T, kMaster, kTheta>(t, c, fresh, sum, n, weights);
 }
 
-PADDLE_ASGD_INLINE Visit visit_of(const TensorArgs& t, const StepArgs& step) {
-  return step.batch_index.given ? indexed_visit(t.m, load(step.batch_index), step.batch_num)
-                                : cyclic_visit(*t.m, step.batch_num);
-}
-
-PADDLE_ASGD_INLINE double divisor(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
-  return weight_seen(visit, t.m, step.batch_index.given, step.batch_num, step.batch_weights);
-}
-
 template <typename P, typename G, typename T, bool kMaster>
-PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const StepArgs& step) {
+PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const Visit& visit, double seen, const StepArgs& step) {
   const int64_t n = step.batch_num;
-  const Visit visit = visit_of(t, step);
   const double* weights = step.batch_weights;
   const Coefficients<T> c = coefficients<T>(load(step.learning_rate), load(step.weight_decay), load(step.theta),
-                                            weights == nullptr ? 1.0 : weights[visit.slot], divisor(visit, t, step));
+                                            weights == nullptr ? 1.0 : weights[visit.slot], seen);
   const Range fresh = refresh_range(*t.m, n, t.numel);
   G* y = static_cast<G*>(t.y);
   const Typed<P, G, T> typed{static_cast<P*>(t.param),
@@ -202,9 +193,9 @@ PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const StepArgs& step) {
 }
 
 // Function templates cannot be cloned, so each combination of storage types gets a function of its own.
-#define PADDLE_ASGD_STEP(name, P, G, T, kMaster)                                 \
-  PADDLE_ASGD_CLONES void name(const TensorArgs& tensor, const StepArgs& step) { \
-    step_tensor<P, G, T, kMaster>(tensor, step);                                 \
+#define PADDLE_ASGD_STEP(name, P, G, T, kMaster)                                                                  \
+  PADDLE_ASGD_CLONES void name(const TensorArgs& tensor, const Visit& visit, double seen, const StepArgs& step) { \
+    step_tensor<P, G, T, kMaster>(tensor, visit, seen, step);                                                     \
   }
 PADDLE_ASGD_STEP(step_float32, float, float, float, false)
 PADDLE_ASGD_STEP(step_float64, double, double, double, false)
@@ -218,7 +209,7 @@ PADDLE_ASGD_STEP(step_bfloat16_grad32, BFloat16, float, float, false)
 PADDLE_ASGD_STEP(step_bfloat16_grad32_master, BFloat16, float, float, true)
 #undef PADDLE_ASGD_STEP
 
-using StepFunction = void (*)(const TensorArgs&, const StepArgs&);
+using StepFunction = void (*)(const TensorArgs&, const Visit&, double, const StepArgs&);
 
 StepFunction choose(const TensorArgs& t) {
   const bool grad32 = t.grad_dtype == DType::kFloat32, master = t.master != nullptr;
@@ -237,6 +228,25 @@ StepFunction choose(const TensorArgs& t) {
   return step_float32;
 }
 
+// The divisors of one step. Weights that have not all been seen are a sum over the slots, and nearly always the clocks
+// of neighbouring tensors are alike.
+class Divisors {
+ public:
+  double of(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
+    if (step.batch_weights == nullptr || visit.seen == step.batch_num) return divisor(visit, t, step);
+    const int64_t length = step.batch_index.given ? clock_length(step.batch_num) : 1;
+    if (!std::equal(clock_.begin(), clock_.end(), t.m, t.m + length)) {
+      clock_.assign(t.m, t.m + length);
+      last_ = divisor(visit, t, step);
+    }
+    return last_;
+  }
+
+ private:
+  std::vector<int64_t> clock_;
+  double last_ = 0;
+};
+
 // ---- The watch -----------------------------------------------------------------------------------------------------
 
 // A sum for every element of a run, so that the loop over them is vector code.
@@ -254,10 +264,9 @@ PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, doub
   const T share = static_cast<T>(1 / weight_seen);
   const int64_t length = std::min(kWatchRun, t.numel - begin);
   for (int64_t j = 0; j < length; ++j) {
-    const double g = widen(grad[j]);
-    const double replaced = g - widen(y_i[j]), centred = g - d[j] * share;
-    sampled->replaced[j] += replaced * replaced;
-    sampled->centred[j] += centred * centred;
+    const Squares added = squares<T>(widen(grad[j]), widen(y_i[j]), d[j], share);
+    sampled->replaced[j] += added.replaced;
+    sampled->centred[j] += added.centred;
   }
 }
 
@@ -283,6 +292,7 @@ void watch_slots(const StepArgs& step) {
   for (int64_t i = 0; i < step.count; ++i) windows += windows_of(step.tensors[i]);
   const int64_t stride = watch_stride(windows);
   Sampled sampled = {};
+  Divisors divisors;
   // The number of windows until the next that is sampled, across the tensors.
   int64_t next = slot_of_step(*step.tensors[0].m, stride);
   for (int64_t i = 0; i < step.count; ++i) {
@@ -290,7 +300,7 @@ void watch_slots(const StepArgs& step) {
     const int64_t count = windows_of(t);
     if (next < count) {
       const Visit visit = visit_of(t, step);
-      const double seen = divisor(visit, t, step);
+      const double seen = divisors.of(visit, t, step);
       for (; next < count; next += stride) {
         if (!visit.seen_before) continue;
         kSample[static_cast<int>(t.grad_dtype)](t, visit, seen, watch_begin(next, *t.m, t.numel), &sampled);
@@ -331,7 +341,12 @@ void asgd_cpu(const StepArgs& step) {
     return;
   }
   if (step.watch != nullptr && step.count > 0) watch_slots(step);
-  for (int64_t i = 0; i < step.count; ++i) choose(step.tensors[i])(step.tensors[i], step);
+  Divisors divisors;
+  for (int64_t i = 0; i < step.count; ++i) {
+    const TensorArgs& t = step.tensors[i];
+    const Visit visit = visit_of(t, step);
+    choose(t)(t, visit, divisors.of(visit, t, step), step);
+  }
   if (step.watch != nullptr) close_step(step.watch, step.batch_num);
 }
 

@@ -127,15 +127,6 @@ __device__ bool takes_step(const StepArgs& step) {
   return !step.batch_index.given || in_range(load(step.batch_index), step.batch_num);
 }
 
-__device__ Visit visit_of(const TensorArgs& t, const StepArgs& step) {
-  return step.batch_index.given ? indexed_visit(t.m, load(step.batch_index), step.batch_num)
-                                : cyclic_visit(*t.m, step.batch_num);
-}
-
-__device__ double divisor(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
-  return weight_seen(visit, t.m, step.batch_index.given, step.batch_num, step.batch_weights);
-}
-
 // What one step needs to know of one tensor besides where it lies.
 template <typename T>
 struct Prepared {
@@ -212,10 +203,10 @@ __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   const T share = static_cast<T>(1 / divisor(visit, t, step));
   double sum_replaced = 0, sum_centred = 0;
   for (int64_t e = begin; e < end; ++e) {
-    const double g = widen(static_cast<const G*>(t.grad)[e]);
-    const double replaced = g - widen(y_i[e]), centred = g - static_cast<const T*>(t.d)[e] * share;
-    sum_replaced += replaced * replaced;
-    sum_centred += centred * centred;
+    const Squares added =
+        squares<T>(widen(static_cast<const G*>(t.grad)[e]), widen(y_i[e]), static_cast<const T*>(t.d)[e], share);
+    sum_replaced += added.replaced;
+    sum_centred += added.centred;
   }
   atomicAdd(&step.watch[kReplaced], sum_replaced);
   atomicAdd(&step.watch[kCentred], sum_centred);

@@ -46,6 +46,18 @@ PADDLE_ASGD_HOST_DEVICE int64_t watch_begin(int64_t window, int64_t m, int64_t n
   return begin + static_cast<int64_t>((mixed >> 32) % runs) * kWatchRun;
 }
 
+// What one element adds to the two sums; `share` is 1 / m.
+struct Squares {
+  double replaced, centred;
+};
+
+template <typename T>
+PADDLE_ASGD_HOST_DEVICE Squares squares(T g, T y_i, T d, T share) {
+  const double replaced = static_cast<double>(g) - static_cast<double>(y_i);
+  const double centred = static_cast<double>(g) - static_cast<double>(d * share);
+  return Squares{replaced * replaced, centred * centred};
+}
+
 // Behind the last tensor of a step: a pass is n steps, whatever their order.
 PADDLE_ASGD_HOST_DEVICE void close_step(double* watch, int64_t n) {
   watch[kSteps] += 1;
