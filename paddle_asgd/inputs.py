@@ -46,6 +46,8 @@ class StepInputs:
         self.index = BatchIndex(n)
         self.weights = normalised_weights(batch_weights, n)
         self._weights_beside: dict[str, Any] = {}
+        #: the parameters of the last native call, and the weights beside them
+        self._weights_last: tuple[Any, Any] = (None, None)
         self._theta = arguments.check_theta(theta)
         self._theta_now: float | None = None
         self._steps = 0
@@ -105,9 +107,13 @@ class StepInputs:
 
     def weights_of(self, bucket: Bucket) -> Any | None:
         """The batches' weights where these parameters are."""
-        if self.weights is None or in_dygraph_mode():
-            return self.weights_on(bucket.params[0].place if in_dygraph_mode() else None)
-        return static_float64(self.weights)
+        if self.weights is None:
+            return None
+        if not in_dygraph_mode():
+            return static_float64(self.weights)
+        if self._weights_last[0] is not bucket.params:
+            self._weights_last = (bucket.params, self.weights_on(bucket.params[0].place))
+        return self._weights_last[1]
 
     def weights_on(self, place: Any) -> Any | None:
         """The same, in dygraph."""
