@@ -1,6 +1,6 @@
 """Measures how far SAG, the mistake of a shuffling loader, SGD, momentum and Adam end above the smallest possible loss.
 
-    python examples/sag_convergence.py              # three problems, 50 passes, 3 seeds: several minutes
+    python examples/sag_convergence.py              # three problems, 50 passes, 3 seeds: about ten minutes
     python examples/sag_convergence.py --quick      # one problem, few passes and steps: seconds
 
 Logistic regressions on scikit-learn's data, in float64, from 0. Each method may choose its best learning rate from a

@@ -1,6 +1,6 @@
 """Which samples make up which batch, in which order batches come, and what they weigh: arithmetic, and its checks.
 
-Must not know of loaders, nor of where a run stands (sampler.py).
+Must not ask a loader for batches, nor know where a run stands (sampler.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from paddle.distributed import get_rank, get_world_size
-from paddle.io import IterableDataset
+from paddle.io import BatchSampler, DataLoader, IterableDataset
 
 from .arguments import is_tensor, shown
 
@@ -92,10 +92,13 @@ def check_order(value: Any) -> str:
 
 def check_dataset(value: Any) -> int:
     """The number of samples."""
-    try:
-        length = None if isinstance(value, IterableDataset) else len(value)
-    except (TypeError, NotImplementedError, RuntimeError):
-        length = None
+    length = length_of(value)
+    if isinstance(value, (DataLoader, BatchSampler)):
+        # They would be taken for a data set of a few samples.
+        counted = "" if length is None else f", whose length is its number of batches ({length})"
+        raise TypeError(
+            f"dataset: received a {type(value).__name__}{counted}, expected the dataset itself, such as loader.dataset"
+        )
     if length is None:
         raise TypeError(
             f"dataset: received {shown(value)}, expected a paddle.io.Dataset or anything else with a length; a dataset "
@@ -104,6 +107,14 @@ def check_dataset(value: Any) -> int:
     if length == 0:
         raise ValueError(f"dataset: received {shown(value)} of length 0, expected at least one sample")
     return length
+
+
+def length_of(dataset: Any) -> int | None:
+    """The number of samples; None where there is none."""
+    try:
+        return None if isinstance(dataset, IterableDataset) else len(dataset)
+    except (TypeError, NotImplementedError, RuntimeError, ValueError):
+        return None
 
 
 def check_ranks(num_replicas: Any, rank: Any) -> tuple[int, int]:

@@ -23,6 +23,9 @@ _SMALLEST_GRADIENT = 1e-8
 _SMALLEST = 2.0**-100
 #: From the smallest estimate to 2^100: who still finds no decrease has another fault.
 _DOUBLINGS = 200
+#: After so many doublings the loss is asked for again where the step began. In the long run a right search doubles once
+#: a pass; where the loss depends on chance it is about once a step.
+_DOUBLINGS_TO_CHECK = 10
 #: What rounding may do to a loss, relative to it: four times the dtype's epsilon. Once is too little: under bfloat16
 #: parameters a small network's L then climbed to 250, and to 10^7 with what is right for float32; with four times to 8.
 _ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5, "float32": 2.0**-21, "float64": 2.0**-50}
@@ -44,11 +47,12 @@ class LipschitzSearch:
     The rule supposes that batches come at random, with replacement. In a fixed order the same step sizes may be too
     large: ``factor=0.25`` is needed there, and may not be enough.
 
-    ``closure`` must give the same loss for the same parameters. Dropout has to be off; batch normalisation works, but
-    its running statistics take in the points that are tried, too. Decreases below the rounding of the loss's dtype, or
-    of a parameter's if that is coarser, are not asked for, so the loss should be float32 or float64; what ``auto_cast``
-    rounds within ``closure`` cannot be seen and may drive L up. ``GradScaler`` cannot be used, nor more than one
-    process: each would find a learning rate of its own.
+    ``closure`` must give the same loss for the same parameters: after every tenth doubling of L it is called once more
+    where the step began, to find out. Dropout has to be off; batch normalisation works, but its running statistics take
+    in the points that are tried, too. Decreases below the rounding of the loss's dtype, or of a parameter's if that is
+    coarser, are not asked for, so the loss should be float32 or float64; what ``auto_cast`` rounds within ``closure``
+    cannot be seen and may drive L up. ``GradScaler`` cannot be used, nor more than one process: each would find a
+    learning rate of its own.
 
     Args:
         optimizer: an optimizer of this package in dygraph mode, whose learning rate is a number. Its learning rate is
@@ -89,6 +93,8 @@ class LipschitzSearch:
         self._optimizer = optimizer
         self._lipschitz = _check_positive("initial", initial)
         self._factor = _check_positive("factor", factor)
+        #: of L, since the loss was last asked for twice at the same parameters
+        self._doublings = 0
         self._check_optimizer()
 
     @property
@@ -101,36 +107,43 @@ class LipschitzSearch:
 
         Args:
             closure: computes the present batch's loss from the present parameters and returns it, a tensor of one
-                element; calls no ``backward()``. Called once with gradients and, to search, some times without.
-                Gradients that were there before the call are dropped.
+                element. Called once with gradients and, to search, some times without. Unlike that of
+                ``ASGD.step(closure)`` it must not call ``backward()``, which this method does. Gradients that were
+                there before the call are dropped.
 
         Returns:
             The loss before the update, detached.
 
         Raises:
             TypeError: ``closure`` cannot be called, or returns anything but one floating-point number.
-            ValueError: the loss or a gradient is not finite, or the loss depends on no parameter.
+            ValueError: the loss or a gradient is not finite, the loss depends on no parameter or on more than the
+                parameters (dropout), or ``closure`` called ``backward()``.
             RuntimeError: the loss never decreases along its own gradient.
 
-        Whatever is raised, be it by ``closure``, the parameters are what they were, and no step has been taken.
+        Whatever is raised, be it by ``closure``, the parameters are what they were, and no step has been taken; but for
+        a warning of the optimizer that a filter makes an error, which comes behind its step.
         """
         self._check_optimizer()
         if not callable(closure):
             raise TypeError(f"closure: received {shown(closure)}, expected a function that computes the loss")
         optimizer = self._optimizer
-        optimizer.clear_grad()
+        had_gradient = [param for param, grad in self._all_gradients() if grad is not None]
+        optimizer.clear_grad(set_to_zero=False)
         try:
             with paddle.enable_grad():
                 loss = _check_loss(closure())
+                self._check_no_gradient()
                 if loss.stop_gradient:
                     raise ValueError(
                         "loss: received one that no gradient flows from, expected one computed from parameters"
                     )
                 loss.backward()
             lipschitz = self._search(closure, loss)
+            _fill_with_zeros(had_gradient)
             optimizer.set_lr(self._factor / (lipschitz + self._largest_decay()))
             optimizer.step()
         finally:
+            _fill_with_zeros(had_gradient)
             optimizer.clear_grad()
         self._lipschitz = max(lipschitz * 2.0 ** (-1.0 / optimizer.batch_num), _SMALLEST)
         return loss.detach()
@@ -183,9 +196,13 @@ class LipschitzSearch:
                 if math.isfinite(tried) and tried <= value - squared / (2 * lipschitz) + rounding:
                     return lipschitz
                 lipschitz *= 2
+                self._doublings += 1
+                if self._doublings == _DOUBLINGS_TO_CHECK:
+                    self._doublings = 0
+                    _put_back(pairs, start)
+                    _check_same(_check_loss(closure()).item(), value, rounding)
         finally:
-            for (param, _), x in zip(pairs, start):
-                paddle.assign(x, param)
+            _put_back(pairs, start)
         raise RuntimeError(
             f"closure: the loss does not decrease along its own gradient, not even by a step of 1 / {lipschitz:.1e}; "
             "expected a loss that depends on nothing but the present parameters"
@@ -193,11 +210,22 @@ class LipschitzSearch:
 
     def _gradients(self) -> list[tuple[Any, Any]]:
         """The parameters that have a gradient, with it, as the optimizer will see them."""
-        pairs = [(p, p._grad_ivar()) for p in self._optimizer._parameter_list if not p.stop_gradient]
-        pairs = [(p, self._optimizer._dense(p, g)) for p, g in pairs if g is not None]
+        pairs = [(p, self._optimizer._dense(p, g)) for p, g in self._all_gradients() if g is not None]
         if not pairs:
             raise ValueError("loss: received one that no parameter of the optimizer has a gradient of")
         return pairs
+
+    def _all_gradients(self) -> list[tuple[Any, Any]]:
+        """The parameters that may have a gradient, with it or with None."""
+        return [(p, p._grad_ivar()) for p in self._optimizer._parameter_list if not p.stop_gradient]
+
+    def _check_no_gradient(self) -> None:
+        """All were dropped before the closure, so that one that is there is its doing."""
+        if any(grad is not None for _, grad in self._all_gradients()):
+            raise ValueError(
+                "closure: it left gradients, so it called backward(); expected the loss alone: step() calls backward() "
+                "itself"
+            )
 
     def _largest_decay(self) -> float:
         """Of all parameters: the smallest of the learning rates that each would have alone."""
@@ -225,6 +253,29 @@ def _moved(x: Any, grad: Any, lipschitz: float) -> Any:
     if dtype_name(x.dtype) in ("float16", "bfloat16"):
         return (x.astype("float32") - grad.astype("float32") / lipschitz).astype(x.dtype)
     return x - grad / lipschitz
+
+
+@paddle.no_grad()
+def _fill_with_zeros(params: list[Any]) -> None:
+    """A parameter that this batch did not reach: its gradient is 0, as after ``clear_grad()``, and takes a slot."""
+    for param in params:
+        if param._grad_ivar() is None:
+            param.grad = paddle.zeros_like(param)
+
+
+def _put_back(pairs: list[tuple[Any, Any]], start: list[Any]) -> None:
+    """The parameters as they were before the search."""
+    for (param, _), x in zip(pairs, start):
+        paddle.assign(x, param)
+
+
+def _check_same(again: float, loss: float, rounding: float) -> None:
+    """That chance has no part in the loss: else L doubles for ever, and training ends without a word."""
+    if not abs(again - loss) <= rounding:
+        raise ValueError(
+            f"closure: gave {loss:.8g} and then {again:.8g} at the same parameters, expected the same loss; switch "
+            "dropout off (model.eval())"
+        )
 
 
 def _curvature(options: Options) -> float:

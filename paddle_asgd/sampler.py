@@ -13,7 +13,7 @@ import numpy as np
 from paddle.io import BatchSampler, DataLoader
 
 from .arguments import check_flag, shown
-from .batches import Batches, check_dataset, check_int, check_order, check_ranks, check_state
+from .batches import Batches, check_dataset, check_int, check_order, check_ranks, check_state, length_of
 
 _END = object()
 
@@ -38,7 +38,7 @@ class FixedBatchSampler(BatchSampler):
         order: ``"replacement"`` draws each batch uniformly among all, as the paper does, which sets no limit of its own
             to the learning rate. ``"reshuffle"`` draws a permutation for every epoch, ``"sequential"`` is 0 to n - 1 in
             each (the incremental aggregated gradient): with them ``learning_rate * n`` times the largest curvature of
-            the mean loss must stay below 5.4 and below pi^2 / 2 = 4.93.
+            the mean loss must stay below 5.4 (``"reshuffle"``) or pi^2 / 2 = 4.93 (``"sequential"``).
         shuffle_once: deal the samples to the batches at random, once; else in the order of the dataset.
         drop_last: leave out the samples of an incomplete last batch.
         seed: an int of at least 0, the same on all ranks. None draws one from ``numpy.random``, as Paddle's samplers
@@ -57,7 +57,7 @@ class FixedBatchSampler(BatchSampler):
         seed: what all draws derive from.
 
     Raises:
-        TypeError: an argument is of the wrong type, or the dataset has no length.
+        TypeError: an argument is of the wrong type, or the dataset has no length, or is a loader or a sampler.
         ValueError: an argument is out of range, no batch is complete, a batch has fewer samples than there are ranks,
             or several ranks have no seed.
 
@@ -171,13 +171,23 @@ class FixedBatchSampler(BatchSampler):
             loader: the ``paddle.io.DataLoader`` whose ``batch_sampler`` is this sampler.
 
         Raises:
-            ValueError: the loader has another batch sampler, or joins the batches of several places.
+            TypeError: it is no loader.
+            ValueError: the loader has another batch sampler, or a dataset of another length than this sampler's, or
+                joins the batches of several places.
             RuntimeError: the pass was overtaken by another, or the loader does not give one batch for each asked for.
         """
-        if getattr(loader, "batch_sampler", None) is not self:
+        if not hasattr(loader, "batch_sampler"):
+            raise TypeError(f"loader: received a {type(loader).__name__}, expected a paddle.io.DataLoader")
+        if loader.batch_sampler is not self:
             raise ValueError(
                 f"loader: received {shown(loader)} with another batch sampler, expected "
                 "paddle.io.DataLoader(dataset, batch_sampler=sampler) with this very sampler"
+            )
+        length = length_of(getattr(loader, "dataset", None))
+        if length not in (None, self._length):
+            raise ValueError(
+                f"loader: received one over a dataset of {length} samples, expected the {self._length} samples that "
+                "the sampler was made for"
             )
         if len(getattr(loader, "places", None) or [None]) > 1:
             raise ValueError(

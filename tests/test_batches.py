@@ -211,7 +211,41 @@ class Stream(paddle.io.IterableDataset):
         return 4
 
 
+def loader_over(dataset: Any, **options: Any) -> paddle.io.DataLoader:
+    return paddle.io.DataLoader(dataset, **options)
+
+
+class Loader(paddle.io.DataLoader):
+    """Of a user's own."""
+
+
 REFUSED: list[Any] = [
+    pytest.param(
+        {"dataset": loader_over(list(range(20)), batch_size=3)},
+        TypeError,
+        r"dataset: received a DataLoader, whose length is its number of batches \(7\), expected the dataset itself, "
+        r"such as loader\.dataset",
+        id="loader",
+    ),
+    pytest.param({"dataset": Loader([1, 2], batch_size=1)}, TypeError, r"received a Loader, .*\(2\)", id="own_loader"),
+    pytest.param(
+        {"dataset": loader_over(Stream(), batch_size=3)},
+        TypeError,
+        r"dataset: received a DataLoader, expected the dataset itself",
+        id="iterable_loader",
+    ),
+    pytest.param(
+        {"dataset": paddle.io.BatchSampler(list(range(20)), batch_size=3)},
+        TypeError,
+        r"dataset: received a BatchSampler, whose .*\(7\)",
+        id="batch_sampler",
+    ),
+    pytest.param(
+        {"dataset": FixedBatchSampler(range(20), 3)},
+        TypeError,
+        r"dataset: received a FixedBatchSampler, whose .*\(7\)",
+        id="fixed_batch_sampler",
+    ),
     pytest.param({"dataset": Stream()}, TypeError, r"dataset: received .*Stream.*with a length", id="iterable"),
     pytest.param({"dataset": iter([1])}, TypeError, r"dataset: received .*iterator", id="iterator"),
     pytest.param({"dataset": Unsized()}, TypeError, r"dataset: received .*Unsized", id="no_length"),

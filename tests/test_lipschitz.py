@@ -65,7 +65,7 @@ class Rule:
     """Section 4.6 of the paper, with the factor; counts the losses that it asked for."""
 
     def __init__(self, lipschitz: float, factor: float, n: int) -> None:
-        self.lipschitz, self.factor, self.n, self.calls = lipschitz, factor, n, 0
+        self.lipschitz, self.factor, self.n, self.calls, self.doublings = lipschitz, factor, n, 0, 0
 
     def rate(self, loss: Callable, x: Sequence[np.ndarray], g: Sequence[np.ndarray], decay: float) -> float:
         squared = sum(np.sum(v**2) for v in g)
@@ -76,6 +76,7 @@ class Rule:
                 if loss([a - b / self.lipschitz for a, b in zip(x, g)]) <= loss(x) - squared / (2 * self.lipschitz):
                     break
                 self.lipschitz *= 2
+                self.doublings += 1
         rate = self.factor / (self.lipschitz + decay)
         self.lipschitz *= 2 ** (-1 / self.n)
         return rate
@@ -123,7 +124,8 @@ def test_rule(make: Callable, initial: float, factor: float, indexed: bool) -> N
         np.testing.assert_allclose(optimizer.get_lr(), rate, rtol=1e-12)
         for p, param in enumerate(params):
             sag.check(p, state_of(optimizer, param), 1e-11)
-    assert len(calls) == rule.calls
+    # And once more for every tenth doubling, where the step began.
+    assert len(calls) == rule.calls + rule.doublings // 10
 
 
 @pytest.mark.parametrize(("x", "calls"), [(0.99e-4, 1), (1.01e-4, 2)], ids=["below", "above"])
@@ -357,6 +359,54 @@ def test_parameters_without_gradient_stay() -> None:
     # The curvature is 2, and the first of 3/64, 3/32, ... that is not below it is 3.
     np.testing.assert_allclose(search.lipschitz * 2 ** (1 / 3), 3.0, rtol=1e-14)
     assert [bool((p.numpy() == x).all()) for p, x in zip(params, start)] == [False, True, True]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "after_a_failure"])
+def test_batches_that_do_not_reach_a_parameter_take_their_slots(fails: bool) -> None:
+    """As in any loop with clear_grad(), whose zeros are gradients: the parameter's slots keep to the batches."""
+    params = tensors(Quadratics(3, [[5], [4]]))
+    optimizer = ASGD(0.1, 3, params)
+    search = LipschitzSearch(optimizer, initial=4.0)
+    factors = (2.0, 0.0, 3.0)
+    gradients = []
+    for step in range(8):
+        factor = factors[step % 3]
+
+        def closure(factor: float = factor) -> Any:
+            loss = (params[0] * params[0]).sum()
+            return loss if factor == 0.0 else loss + factor * (params[1] * params[1]).sum() / 8
+
+        if fails and step == 4:
+            with pytest.raises(TypeError):
+                search.step(lambda: None)
+        gradients.append(factor * params[1].numpy() / 4)
+        search.step(closure)
+    state = state_of(optimizer, params[1])
+    assert state["m"].tolist() == [8]
+    np.testing.assert_allclose(state["y"], np.array([gradients[6], gradients[7], gradients[5]]), rtol=1e-14)
+
+
+def test_lasting_search_is_checked() -> None:
+    """Ten doublings over several steps call for the loss once more; it is the same, and nothing else changes."""
+    param, points = paddle.to_tensor([1.0, -2.0], dtype="float64", stop_gradient=False), []
+    search = LipschitzSearch(ASGD(0.1, 3, [param]), initial=1.0)
+
+    def closure(curvature: float) -> Any:
+        points.append(param.tolist())
+        return curvature / 2 * (param * param).sum()
+
+    counts, again = [], []
+    for curvature in (192.0, 768.0, 3072.0, 12288.0, 49152.0, 196608.0, 786432.0):
+        search.set_state_dict({"lipschitz": curvature / 6})
+        points.clear()
+        start = param.tolist()
+        search.step(lambda curvature=curvature: closure(curvature))
+        counts.append(len(points))
+        again.append(points[1:].count(start))
+        assert search.lipschitz == pytest.approx(curvature * 4 / 3 / 2 ** (1 / 3), rel=1e-14)
+    # A gradient, three doublings and the point that is taken; after the 10th and the 20th once more, at the start.
+    assert counts == [5, 5, 5, 6, 5, 5, 6]
+    assert again == [0, 0, 0, 1, 0, 0, 1]
 
 
 def test_sparse_gradients() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable
 
 import paddle
@@ -55,8 +56,13 @@ def test_constructor(row: tuple) -> None:
     assert_refused(lambda: LipschitzSearch(optimizer, **options), error, pieces)
 
 
-def never(run: Run) -> Callable:
-    """Larger at every call, as if it depended on chance."""
+def flat(run: Run) -> Callable:
+    """Always 0, to the bit, with a gradient that is not."""
+    return lambda: run.params[0].sum() - run.params[0].sum().detach()
+
+
+def larger(run: Run) -> Callable:
+    """At every call, as if it depended on chance."""
     losses = iter(range(1000))
     return lambda: (run.params[0] * run.params[0]).sum() * 0 + run.params[0].sum() + 1e6 * next(losses)
 
@@ -74,13 +80,16 @@ def second_time(value: Any) -> Callable:
     return make
 
 
-def backward_inside(run: Run) -> Callable:
-    def closure() -> Any:
-        loss = run.problem.tensor_loss(0, run.params)
-        loss.backward()
-        return loss
+def backward_inside(retain: bool) -> Callable:
+    def make(run: Run) -> Callable:
+        def closure() -> Any:
+            loss = run.problem.tensor_loss(0, run.params)
+            loss.backward(retain_graph=retain)
+            return loss
 
-    return closure
+        return closure
+
+    return make
 
 
 CLOSURE: dict[str, tuple] = {
@@ -96,8 +105,10 @@ CLOSURE: dict[str, tuple] = {
     "gradient_inf": (lambda r: lambda: paddle.sqrt(r.params[0] * 0).sum(), ValueError, "gradient", "no step"),
     "constant": (lambda r: lambda: paddle.to_tensor(0.5), ValueError, "loss", "no gradient"),
     "cached": (cached, ValueError, "closure", "same tensor"),
-    "never_decreases": (never, RuntimeError, "closure", "does not decrease"),
-    "backward_inside": (backward_inside, SystemError),
+    "never_decreases": (flat, RuntimeError, "closure", "does not decrease"),
+    "other_loss_each_time": (larger, ValueError, "closure: gave ", " and then ", "model.eval()"),
+    "backward_inside": (backward_inside(False), ValueError, "closure", "called backward()", "step() calls"),
+    "backward_inside_retained": (backward_inside(True), ValueError, "closure", "called backward()", "step() calls"),
 }
 
 
@@ -115,10 +126,39 @@ def test_step(row: tuple, steps: int) -> None:
     assert [p.grad is None or not p.grad.any().item() for p in run.params] == [True, True]
 
 
-def test_loss_of_other_parameters() -> None:
-    """Known at the first step; later Paddle's clear_grad() has left zeros in the place of gradients."""
-    other = paddle.to_tensor([0.5], stop_gradient=False)
-    assert_refused(lambda: Run().search.step(lambda: other * 2), ValueError, ["loss", "no parameter"])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_loss_of_other_parameters(steps: int) -> None:
+    """At later steps, too, when Paddle's clear_grad() has left zeros in the place of gradients."""
+    run, other = Run(steps), paddle.to_tensor([0.5], stop_gradient=False)
+    assert_refused(lambda: run.search.step(lambda: other * 2), ValueError, ["loss", "no parameter"])
+
+
+def test_dropout() -> None:
+    """Refused before it ends the training; once it is off the training goes on."""
+    paddle.seed(7)
+    model = paddle.nn.Sequential(paddle.nn.Linear(6, 8), paddle.nn.Dropout(0.5), paddle.nn.Linear(8, 1))
+    x, y = paddle.randn([12, 6]), paddle.randn([12, 1])
+    # The watch would notice, too: the gradients in the slots are those of other draws.
+    search, before = LipschitzSearch(ASGD(0.1, 3, model.parameters(), watch=False)), []
+
+    def closure() -> Any:
+        return paddle.nn.functional.mse_loss(model(x), y)
+
+    def train() -> None:
+        for _ in range(200):
+            before[:] = [search.lipschitz, *(p.numpy().tolist() for p in model.parameters())]
+            search.step(closure)
+
+    with pytest.raises(ValueError, match=r"gave \d\.\d+ and then \d\.\d+ at the same parameters") as caught:
+        train()
+    first, second = re.findall(r"\d\.\d+", str(caught.value))
+    assert first != second
+    assert [search.lipschitz, *(p.numpy().tolist() for p in model.parameters())] == before
+    # 2^10 from the first doubling on, and those for the curvature of the loss.
+    assert search.lipschitz < 2**12
+    model.eval()
+    losses = [search.step(closure).item() for _ in range(60)]
+    assert losses[-1] < losses[0]
 
 
 def test_static_mode() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Callable
 import paddle
 import pytest
 from loading import (
+    LENGTH,
     SIZE,
     Fake,
     Loader,
@@ -242,13 +243,19 @@ def test_epoch_that_failed_to_begin_is_not_lost() -> None:
     assert seen(sampler.enumerate(loader_of(sampler))) == expected(sampler, 3)
 
 
+def loader_over(sampler: FixedBatchSampler, length: int) -> paddle.io.DataLoader:
+    """Samples that the sampler does not know of would never be seen."""
+    return paddle.io.DataLoader(list(range(length)), batch_sampler=sampler)
+
+
 @pytest.mark.parametrize(
     "loader",
     [
         pytest.param(lambda sampler: loader_of(make()), id="other_sampler"),
         pytest.param(lambda sampler: paddle.io.DataLoader(Numbers(), batch_size=SIZE), id="paddles"),
         pytest.param(lambda sampler: paddle.io.DataLoader(Numbers(), batch_size=None), id="without"),
-        pytest.param(lambda sampler: [[1]], id="list"),
+        pytest.param(lambda sampler: loader_over(sampler, LENGTH + 1), id="longer_dataset"),
+        pytest.param(lambda sampler: loader_over(sampler, LENGTH - 1), id="shorter_dataset"),
         pytest.param(lambda sampler: Fake(sampler, list, places=2), id="two_places"),
     ],
 )
@@ -258,3 +265,40 @@ def test_refused_loader(loader: Callable[[Any], Any]) -> None:
     with pytest.raises(ValueError, match=r"loader: received .*expected"):
         sampler.enumerate(loader(sampler))
     assert seen(sampler.enumerate(loader_of(sampler))) == expected(sampler, 0)
+
+
+def test_refused_length_is_told() -> None:
+    sampler = make()
+    with pytest.raises(
+        ValueError, match=r"over a dataset of 200 samples, expected the 11 samples that the sampler was"
+    ):
+        sampler.enumerate(loader_over(sampler, 200))
+
+
+@pytest.mark.parametrize(
+    ("loader", "name"),
+    [
+        pytest.param(
+            lambda sampler: paddle.io.TensorDataset([paddle.ones([LENGTH, 1])]), "TensorDataset", id="dataset"
+        ),
+        pytest.param(lambda sampler: [[1]], "list", id="list"),
+        pytest.param(lambda sampler: sampler, "FixedBatchSampler", id="sampler"),
+        pytest.param(lambda sampler: None, "NoneType", id="none"),
+    ],
+)
+def test_refused_type_of_loader(loader: Callable[[Any], Any], name: str) -> None:
+    sampler = make()
+    with pytest.raises(TypeError, match=f"loader: received a {name}, expected a paddle.io.DataLoader"):
+        sampler.enumerate(loader(sampler))
+
+
+class Lengthless(paddle.io.Dataset):
+    """Paddle's loaders never ask for a length where there is a batch sampler."""
+
+    def __getitem__(self, index: int) -> Any:
+        return Numbers()[index]
+
+
+def test_loader_over_a_dataset_without_length() -> None:
+    sampler = make()
+    assert seen(sampler.enumerate(Loader(Lengthless(), batch_sampler=sampler))) == expected(sampler, 0)
