@@ -255,6 +255,39 @@ def test_checkpoints(direction: str, tmp_path: Path) -> None:
         sag.check(p, state_of(optimizer, params[p]), 1e-6)
 
 
+@pytest.mark.parametrize("direction", ["theirs_to_ours", "ours_to_theirs"])
+def test_checkpoints_and_a_batch_index(direction: str) -> None:
+    """Theirs goes on here, its slots having been seen in order; ours it refuses, whose clock knows the slots."""
+    problem = Quadratic(batches=3, shapes=FULL_SHAPES)
+    params = problem.parameters()
+    theirs, ours = BuiltIn(0.1, 3, params), ASGD(0.1, 3, params)
+    if direction == "ours_to_theirs":
+        ours.batch_index = 1
+        train(problem, ours, params, 1)
+        theirs.set_state_dict(ours.state_dict())
+        problem.backward(1, params)
+        with pytest.raises(AssertionError):
+            theirs.step()
+        return
+    train(problem, theirs, params, 2)
+    ours.batch_index = 2
+    ours.set_state_dict(theirs.state_dict())
+    train(problem, ours, params, 1, first=2)
+    sag = judged(problem, 3, 3)
+    for p, param in enumerate(params):
+        sag.check(p, state_of(ours, param), 1e-6)
+
+
+def test_checkpoints_and_weights() -> None:
+    """d is summed with them, and theirs without."""
+    problem = Quadratic(batches=3, shapes=FULL_SHAPES)
+    params = problem.parameters()
+    theirs, ours = BuiltIn(0.1, 3, params), ASGD(0.1, 3, params, batch_weights=[2, 2, 1])
+    train(problem, theirs, params, 2)
+    with pytest.raises(ValueError, match="made with batch_weights: none, and the optimizer some"):
+        ours.set_state_dict(theirs.state_dict())
+
+
 def test_a_rebuilt_model() -> None:
     """In the same process its parameters have other names, and the names of the state are made of them."""
     problem = Quadratic(batches=3, shapes=FULL_SHAPES)
