@@ -26,9 +26,10 @@ help:
 demo: $(VENV)/built
 	PYTHONWARNINGS="ignore:No ccache found" $(PY) examples/train_digits.py
 
-# On the CPU, unless the caller names a GPU.
+# On the CPU, unless the caller names a GPU. A process for each core, each takes whole files: what a file compiles is
+# compiled once.
 test: $(VENV)/built
-	CUDA_VISIBLE_DEVICES="$(CUDA_VISIBLE_DEVICES)" $(PY) -m pytest -q --durations=10 $(TESTS)
+	CUDA_VISIBLE_DEVICES="$(CUDA_VISIBLE_DEVICES)" $(PY) -m pytest -q --durations=10 -n auto --dist loadfile $(TESTS)
 
 bench: $(VENV)/built
 	$(PY) -m benchmarks

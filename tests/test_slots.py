@@ -217,7 +217,7 @@ def test_an_inf_changes_nothing() -> None:
         ),
         (lambda: paddle.to_tensor(1.0), TypeError, r"batch_index: received a tensor of float32 and shape \[\]"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_refused_indices(value: Any, error: type[Exception], message: str) -> None:
     trial = Trial(n=5)
@@ -258,7 +258,7 @@ def test_refused_indices(value: Any, error: type[Exception], message: str) -> No
         ({"theta": True}, TypeError, "theta: received True"),
         ({"watch": 1}, TypeError, "watch: received 1 of type int, expected True or False"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_refused_options(options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
