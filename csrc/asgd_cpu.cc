@@ -4,9 +4,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "asgd_formula.h"
-#include "asgd_kernel.h"
-#include "asgd_slots.h"
+#include "asgd_step.h"
 #include "asgd_watch.h"
 #include "clones.h"
 #include "half_arrays.h"
@@ -15,18 +13,6 @@ namespace paddle_asgd {
 namespace {
 
 #define PADDLE_ASGD_INLINE inline __attribute__((always_inline))
-
-// What a step needs of one tensor, in types.
-template <typename P, typename G, typename T>
-struct Typed {
-  P* param;
-  const G* grad;
-  T* d;
-  G* y;
-  G* y_i;
-  T* master;
-  int64_t numel;
-};
 
 // The weights from `begin` on in the type of the arithmetic: in place, or of a 16-bit parameter without master weights
 // a copy in `wide`. What is done to them goes back by round_weights().
@@ -172,22 +158,14 @@ template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const Visit& visit, double seen, const StepArgs& step) {
   const int64_t n = step.batch_num;
   const double* weights = step.batch_weights;
-  const Coefficients<T> c = coefficients<T>(load(step.learning_rate), load(step.weight_decay), load(step.theta),
-                                            weights == nullptr ? 1.0 : weights[visit.slot], seen);
+  const Coefficients<T> c = coefficients_of<T>(step, visit, seen);
   const Range fresh = refresh_range(*t.m, n, t.numel);
-  G* y = static_cast<G*>(t.y);
-  const Typed<P, G, T> typed{static_cast<P*>(t.param),
-                             static_cast<const G*>(t.grad),
-                             static_cast<T*>(t.d),
-                             y,
-                             y + visit.slot * t.numel,
-                             static_cast<T*>(t.master),
-                             t.numel};
+  const Typed<P, G, T> tensor = typed<P, G, T>(t, visit.slot);
   const SumFunction sum = kSum[weights != nullptr][static_cast<int>(t.grad_dtype)];
   if (step.has_theta) {
-    update_all<P, G, T, kMaster, true>(typed, c, fresh, sum, n, weights);
+    update_all<P, G, T, kMaster, true>(tensor, c, fresh, sum, n, weights);
   } else {
-    update_all<P, G, T, kMaster, false>(typed, c, fresh, sum, n, weights);
+    update_all<P, G, T, kMaster, false>(tensor, c, fresh, sum, n, weights);
   }
   advance(t.m, visit, step.batch_index.given);
 }

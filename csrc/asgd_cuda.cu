@@ -3,9 +3,7 @@
 // captured.
 #include <cstdint>
 
-#include "asgd_formula.h"
-#include "asgd_kernel.h"
-#include "asgd_slots.h"
+#include "asgd_step.h"
 #include "asgd_watch.h"
 #include "multi_tensor.h"
 
@@ -29,16 +27,10 @@ struct alignas(sizeof(S) * kCount < 16 ? sizeof(S) * kCount : 16) Vector {
   S at[kCount];
 };
 
-// Everything that a block needs of its tensor, in types.
+// Everything that a block needs of its tensor.
 template <typename P, typename G, typename T>
-struct Typed {
-  P* param;
-  const G* grad;
-  T* d;
-  G* y;
-  G* y_i;
-  T* master;
-  int64_t numel;
+struct Work {
+  Typed<P, G, T> t;
   int64_t n;
   const double* weights;
   bool has_theta;
@@ -50,10 +42,10 @@ struct Typed {
   __device__ Vector<T, kCount> refreshed_sum(int64_t e) const {
     double sum[kCount] = {};
     // The slots behind the first are aligned only if a slot is a multiple of a vector.
-    const bool vectors = numel % kCount == 0;
+    const bool vectors = t.numel % kCount == 0;
 #pragma unroll 4
     for (int64_t i = 0; i < n; ++i) {
-      const G* y_i = y + i * numel + e;
+      const G* y_i = t.y + i * t.numel + e;
       Vector<G, kCount> stored;
       if (vectors) {
         stored = *reinterpret_cast<const Vector<G, kCount>*>(y_i);
@@ -74,16 +66,16 @@ struct Typed {
 
   template <int kCount>
   __device__ void update(int64_t e) const {
-    const auto g = *reinterpret_cast<const Vector<G, kCount>*>(grad + e);
-    auto sum = *reinterpret_cast<Vector<T, kCount>*>(d + e);
-    auto old = *reinterpret_cast<Vector<G, kCount>*>(y_i + e);
-    *reinterpret_cast<Vector<G, kCount>*>(y_i + e) = g;
+    const auto g = *reinterpret_cast<const Vector<G, kCount>*>(t.grad + e);
+    auto sum = *reinterpret_cast<Vector<T, kCount>*>(t.d + e);
+    auto old = *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e);
+    *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e) = g;
     Vector<T, kCount> x;
     Vector<P, kCount> rounded;
-    if (master != nullptr) {
-      x = *reinterpret_cast<Vector<T, kCount>*>(master + e);
+    if (t.master != nullptr) {
+      x = *reinterpret_cast<Vector<T, kCount>*>(t.master + e);
     } else {
-      rounded = *reinterpret_cast<Vector<P, kCount>*>(param + e);
+      rounded = *reinterpret_cast<Vector<P, kCount>*>(t.param + e);
 #pragma unroll
       for (int k = 0; k < kCount; ++k) x.at[k] = widen(rounded.at[k]);
     }
@@ -108,15 +100,15 @@ struct Typed {
     }
 #pragma unroll
     for (int k = 0; k < kCount; ++k) narrow(x.at[k], &rounded.at[k]);
-    *reinterpret_cast<Vector<T, kCount>*>(d + e) = sum;
-    if (master != nullptr) *reinterpret_cast<Vector<T, kCount>*>(master + e) = x;
-    *reinterpret_cast<Vector<P, kCount>*>(param + e) = rounded;
+    *reinterpret_cast<Vector<T, kCount>*>(t.d + e) = sum;
+    if (t.master != nullptr) *reinterpret_cast<Vector<T, kCount>*>(t.master + e) = x;
+    *reinterpret_cast<Vector<P, kCount>*>(t.param + e) = rounded;
   }
 
   __device__ bool aligned() const {
-    const uintptr_t bits = reinterpret_cast<uintptr_t>(param) | reinterpret_cast<uintptr_t>(grad) |
-                           reinterpret_cast<uintptr_t>(d) | reinterpret_cast<uintptr_t>(y_i) |
-                           reinterpret_cast<uintptr_t>(master);
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(t.param) | reinterpret_cast<uintptr_t>(t.grad) |
+                           reinterpret_cast<uintptr_t>(t.d) | reinterpret_cast<uintptr_t>(t.y_i) |
+                           reinterpret_cast<uintptr_t>(t.master);
     return bits % 16 == 0;
   }
 };
@@ -138,10 +130,8 @@ struct Prepared {
 template <typename T>
 __device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step) {
   const Visit visit = visit_of(t, step);
-  return Prepared<T>{
-      visit.slot, refresh_range(*t.m, step.batch_num, t.numel),
-      coefficients<T>(load(step.learning_rate), load(step.weight_decay), load(step.theta),
-                      step.batch_weights == nullptr ? 1.0 : step.batch_weights[visit.slot], divisor(visit, t, step))};
+  return Prepared<T>{visit.slot, refresh_range(*t.m, step.batch_num, t.numel),
+                     coefficients_of<T>(step, visit, divisor(visit, t, step))};
 }
 
 template <typename P, typename G, typename T>
@@ -156,31 +146,20 @@ __global__ void __launch_bounds__(kThreads) step_tensors(const PADDLE_ASGD_GRID_
   if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step);
   block_barrier();
   const Prepared<T> prepared = shared;
-  G* y = static_cast<G*>(t.y);
-  const Typed<P, G, T> typed{static_cast<P*>(t.param),
-                             static_cast<const G*>(t.grad),
-                             static_cast<T*>(t.d),
-                             y,
-                             y + prepared.slot * t.numel,
-                             static_cast<T*>(t.master),
-                             t.numel,
-                             step.batch_num,
-                             step.batch_weights,
-                             step.has_theta,
-                             prepared.fresh,
-                             prepared.c};
+  const Work<P, G, T> work{
+      typed<P, G, T>(t, prepared.slot), step.batch_num, step.batch_weights, step.has_theta, prepared.fresh, prepared.c};
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - launch.first_block[index]) * kChunk;
   const int64_t end = min(begin + kChunk, t.numel);
   constexpr int kNarrowest = sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G);
   constexpr int kCount = 16 / kNarrowest;
   int64_t scalar_begin = begin;
-  if (typed.aligned()) {
+  if (work.aligned()) {
     scalar_begin = begin + (end - begin) / kCount * kCount;
     for (int64_t e = begin + threadIdx.x * kCount; e < scalar_begin; e += kThreads * kCount) {
-      typed.template update<kCount>(e);
+      work.template update<kCount>(e);
     }
   }
-  for (int64_t e = scalar_begin + threadIdx.x; e < end; e += kThreads) typed.template update<1>(e);
+  for (int64_t e = scalar_begin + threadIdx.x; e < end; e += kThreads) work.template update<1>(e);
 }
 
 // A launch of its own, before step_tensors changes what is compared: there it would cost every block its registers.

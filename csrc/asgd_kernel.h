@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "asgd_slots.h"
 #include "half.h"  // PADDLE_ASGD_HOST_DEVICE
 
 namespace paddle_asgd {
@@ -63,15 +62,6 @@ struct StepArgs {
   Scalar theta;
   double* watch;  // [kWatchSize] in device memory (asgd_watch.h), or null
 };
-
-PADDLE_ASGD_HOST_DEVICE Visit visit_of(const TensorArgs& t, const StepArgs& step) {
-  return step.batch_index.given ? indexed_visit(t.m, load(step.batch_index), step.batch_num)
-                                : cyclic_visit(*t.m, step.batch_num);
-}
-
-PADDLE_ASGD_HOST_DEVICE double divisor(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
-  return weight_seen(visit, t.m, step.batch_index.given, step.batch_num, step.batch_weights);
-}
 
 // A batch index out of range changes nothing but the watch, which notes it: a device cannot raise.
 void asgd_cpu(const StepArgs& step);

@@ -13,7 +13,7 @@ import os
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import paddle
@@ -179,6 +179,11 @@ def check_step(argument: str, value: Any) -> int:
     if isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_)) and value >= 0:
         return int(value)
     raise ValueError(f"{argument}: received {shown(value)}, expected an int of at least 0")
+
+
+def refuse_state(what: str) -> NoReturn:
+    """A state_dict that cannot be loaded."""
+    raise ValueError(f"set_state_dict: {what}. Nothing has been loaded.")
 
 
 def check_history(argument: str, count: int, parameters: list) -> None:

@@ -6,13 +6,13 @@ Must not ask a loader for batches, nor know where a run stands (sampler.py).
 from __future__ import annotations
 
 import operator
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from paddle.distributed import get_rank, get_world_size
 from paddle.io import BatchSampler, DataLoader, IterableDataset
 
-from .arguments import is_tensor, shown
+from .arguments import is_tensor, refuse_state, shown
 
 ORDERS = ("replacement", "reshuffle", "sequential")
 
@@ -145,20 +145,16 @@ def check_state(value: Any, own: dict[str, Any], count: int, any_seed: bool) -> 
         raise TypeError(f"set_state_dict: received {shown(value)}, expected a dict")
     for kind, names in (("missing", set(own) - set(value)), ("unknown", set(value) - set(own))):
         if names:
-            _fail(f"entry {min(names, key=repr)!r} is {kind}")
+            refuse_state(f"entry {min(names, key=repr)!r} is {kind}")
     state = {name: entry.item() if isinstance(entry, np.generic) else entry for name, entry in value.items()}
     free = {"epoch", "position", "seed"} if any_seed else {"epoch", "position"}
     for name in sorted(free):
         if type(state[name]) is not int or state[name] < 0:
-            _fail(f"{name} is {shown(state[name])}, expected an int of at least 0")
+            refuse_state(f"{name} is {shown(state[name])}, expected an int of at least 0")
     if state["position"] >= count:
-        _fail(f"position is {state['position']}, expected less than {count}, the number of batches")
+        refuse_state(f"position is {state['position']}, expected less than {count}, the number of batches")
     for name in [name for name in own if name not in free]:
         # True counts as 1, and 1.0 does.
         if type(state[name]) is not type(own[name]) or state[name] != own[name]:
-            _fail(f"{name} is {shown(state[name])}, expected {own[name]!r}, as in this sampler")
+            refuse_state(f"{name} is {shown(state[name])}, expected {own[name]!r}, as in this sampler")
     return state
-
-
-def _fail(what: str) -> NoReturn:
-    raise ValueError(f"set_state_dict: {what}. Nothing has been loaded.")

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import paddle
 from paddle.base.framework import in_dygraph_mode
 from paddle.optimizer.lr import LambdaDecay, LRScheduler
 
-from .arguments import FLOATING, dtype_name, shown
+from .arguments import FLOATING, dtype_name, refuse_state, shown
 from .caller import warn
 from .state import StateTensor, gradient_dtypes, is_16_bit
 
@@ -39,7 +39,7 @@ def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
     """All state, in the order of the parameters."""
     _require_dygraph(optimizer, "state_dict")
     collected: dict[str, Any] = {}
-    counter = optimizer._state.key(optimizer._state.layout[-1])
+    counter = optimizer._state.key(optimizer._state.layout[-1].name)
     state = [(param, optimizer._state.of(param)) for param in optimizer._parameter_list]
     if any(tensors is not None for _, tensors in state):
         for param, tensors in state:
@@ -66,11 +66,11 @@ def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
     scheduler = _check_scheduler(optimizer, rest.pop(_SCHEDULER, None))
     masters = rest.pop(_MASTERS, {})
     if not isinstance(masters, dict):
-        _fail(f"{_MASTERS!r} is {type(masters).__name__}, expected a dict")
+        refuse_state(f"{_MASTERS!r} is {type(masters).__name__}, expected a dict")
     complete = _check_hyperparameters(optimizer, rest)
     found = _group_by_owner(optimizer, rest)
     if not found and not complete:
-        _fail("it holds no state, expected what state_dict() returned")
+        refuse_state("it holds no state, expected what state_dict() returned")
     if not any(param.name in found for param in optimizer._parameter_list) and found:
         found, masters = _match_by_position(optimizer, found, masters)
     loaded = _match_by_name(optimizer, found, dict(masters), complete)
@@ -81,10 +81,6 @@ def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
         _copy(optimizer, param, loaded[param.name])
     if scheduler is not None:
         optimizer._learning_rate.set_state_dict(scheduler)
-
-
-def _fail(what: str) -> NoReturn:
-    raise ValueError(f"set_state_dict: {what}. Nothing has been loaded.")
 
 
 def _require_dygraph(optimizer: FusedOptimizer, caller: str) -> None:
@@ -104,9 +100,9 @@ def _check_scheduler(optimizer: FusedOptimizer, entry: Any) -> Any:
         return None
     needed = set(optimizer._learning_rate.state_dict())
     if entry is None and not isinstance(optimizer._learning_rate, LambdaDecay):
-        _fail(f"{_SCHEDULER!r} is missing, and the optimizer has a {type(optimizer._learning_rate).__name__}")
+        refuse_state(f"{_SCHEDULER!r} is missing, and the optimizer has a {type(optimizer._learning_rate).__name__}")
     if entry is not None and not (isinstance(entry, dict) and needed <= set(entry)):
-        _fail(f"{_SCHEDULER!r} is {shown(entry)}, expected a dict with {', '.join(sorted(needed))}")
+        refuse_state(f"{_SCHEDULER!r} is {shown(entry)}, expected a dict with {', '.join(sorted(needed))}")
     return entry
 
 
@@ -120,7 +116,7 @@ def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> b
             continue
         count = received.item() if hasattr(received, "item") and math.prod(received.shape) == 1 else received
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count != value:
-            _fail(f"{name} is {count!r}, expected {value}, with which the optimizer was created")
+            refuse_state(f"{name} is {count!r}, expected {value}, with which the optimizer was created")
     return complete
 
 
@@ -139,13 +135,13 @@ def _group_by_owner(optimizer: FusedOptimizer, rest: dict[str, Any]) -> dict[str
         owner = match["owner"][: -len(own_name)] if own_name and match["owner"].endswith(own_name) else match["owner"]
         entries = found.setdefault(_MASTER_SUFFIX.sub("", owner), {})
         if match["state"] in entries:
-            _fail(f"entry {key!r} comes a second time for its parameter, under another number")
+            refuse_state(f"entry {key!r} comes a second time for its parameter, under another number")
         entries[match["state"]] = value
     # paddle.Model adds further names for the same tensors.
     known = {id(value) for entries in found.values() for value in entries.values()}
     unknown = [key for key in unknown if id(rest[key]) not in known]
     if unknown:
-        _fail(f"entry {unknown[0]!r} belongs to no parameter of this optimizer")
+        refuse_state(f"entry {unknown[0]!r} belongs to no parameter of this optimizer")
     return found
 
 
@@ -155,7 +151,7 @@ def _match_by_position(
     """Rename a checkpoint whose parameters all have other names: a model that was built again in the same process."""
     params = [param for param in optimizer._parameter_list if not param.stop_gradient]
     if len(params) != len(found):
-        _fail(
+        refuse_state(
             f"no entry has the name of a parameter (the first is for {next(iter(found))!r}, the first parameter is "
             f"{params[0].name if params else None!r}), and entries for {len(found)} parameters cannot be matched with "
             f"{len(params)}"
@@ -187,10 +183,10 @@ def _match_by_name(
         loaded[param.name] = _Loaded(entries or {}, masters.pop(param.name, None))
     for kind, names in ((f"{_MASTERS!r} of", masters), ("state of", found)):
         if names:
-            _fail(f"{kind} {next(iter(names))!r} belongs to no parameter of this optimizer")
+            refuse_state(f"{kind} {next(iter(names))!r} belongs to no parameter of this optimizer")
     has_state = any(entry.state for entry in loaded.values())
     if missing and has_state and complete:
-        _fail(f"the entries of parameter {missing[0]!r} are missing ({len(missing)} such parameters)")
+        refuse_state(f"the entries of parameter {missing[0]!r} are missing ({len(missing)} such parameters)")
     if missing and has_state:
         # Paddle's own optimizers say nothing about a parameter that never had a gradient.
         warn(
@@ -207,23 +203,23 @@ def _check_entries(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> No
     if loaded.state:
         for entry in optimizer._state.layout:
             if entry.name not in loaded.state:
-                _fail(f"entry {entry.name!r} of parameter {param.name!r} is missing")
+                refuse_state(f"entry {entry.name!r} of parameter {param.name!r} is missing")
             _check_tensor(param, entry, as_tensor(param.name, entry.name, loaded.state[entry.name]))
     wants_master = optimizer._multi_precision and is_16_bit(param)
     if loaded.master is None:
         if wants_master:
-            _fail(
+            refuse_state(
                 f"{_MASTERS!r} of parameter {param.name!r} is missing; create the optimizer with multi_precision=False"
             )
         return
     if not wants_master:
-        _fail(
+        refuse_state(
             f"{_MASTERS!r} of parameter {param.name!r} is of no use to a {dtype_name(param.dtype)} parameter with "
             f"multi_precision={optimizer._multi_precision}; 16-bit parameters and multi_precision=True have them"
         )
     master = as_tensor(param.name, _MASTERS, loaded.master)
     if list(master.shape) != list(param.shape) or dtype_name(master.dtype) not in FLOATING:
-        _fail(
+        refuse_state(
             f"{_MASTERS!r} of parameter {param.name!r} is {dtype_name(master.dtype)} {list(master.shape)}, expected "
             f"float32 {list(param.shape)}"
         )
@@ -233,7 +229,9 @@ def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
     """One entry's shape and dtype."""
     shape = entry.shape(list(param.shape))
     if list(value.shape) != shape:
-        _fail(f"entry {entry.name!r} of parameter {param.name!r} has shape {list(value.shape)}, expected {shape}")
+        refuse_state(
+            f"entry {entry.name!r} of parameter {param.name!r} has shape {list(value.shape)}, expected {shape}"
+        )
     received = dtype_name(value.dtype)
     if entry.dtype == "compute":
         allowed: tuple[str, ...] = FLOATING  # Paddle keeps 16 bits where we keep 32
@@ -242,9 +240,11 @@ def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
     else:
         allowed = (entry.dtype,)
     if received not in allowed:
-        _fail(f"entry {entry.name!r} of parameter {param.name!r} is {received}, expected {' or '.join(allowed)}")
+        refuse_state(f"entry {entry.name!r} of parameter {param.name!r} is {received}, expected {' or '.join(allowed)}")
     if entry.dtype == "int64" and value.numel() and int(value.flatten()[0]) < 0:
-        _fail(f"entry {entry.name!r} of parameter {param.name!r} is {value.tolist()}, expected no negative count")
+        refuse_state(
+            f"entry {entry.name!r} of parameter {param.name!r} is {value.tolist()}, expected no negative count"
+        )
 
 
 def as_tensor(param: str, name: str, value: Any) -> Any:
@@ -254,9 +254,11 @@ def as_tensor(param: str, name: str, value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiu":
         return paddle.to_tensor(value, place=paddle.CPUPlace())
     if not isinstance(value, paddle.Tensor):
-        _fail(f"entry {name!r} of parameter {param!r} is {shown(value)}, expected a tensor or an array of numbers")
+        refuse_state(
+            f"entry {name!r} of parameter {param!r} is {shown(value)}, expected a tensor or an array of numbers"
+        )
     if not value._is_initialized() and math.prod(value.shape) > 0:
-        _fail(f"entry {name!r} of parameter {param!r} is a tensor without memory, expected one with values")
+        refuse_state(f"entry {name!r} of parameter {param!r} is a tensor without memory, expected one with values")
     return value
 
 

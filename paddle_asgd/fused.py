@@ -7,12 +7,11 @@ between versions of Paddle. Options, state, checkpoints and checks of arguments 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any, Callable, NamedTuple, NoReturn
 
 import paddle
 from paddle import _C_ops
-from paddle.base.framework import dygraph_guard_if_declarative, in_dygraph_mode, name_scope
+from paddle.base.framework import in_dygraph_mode, name_scope
 from paddle.base.layer_helper import LayerHelper
 from paddle.optimizer import Optimizer
 from paddle.regularizer import WeightDecayRegularizer
@@ -21,7 +20,7 @@ from . import arguments, checkpoint
 from .arguments import is_tensor
 from .options import ClipByGroup, Pairs, ParameterOptions
 from .plan import StepPlan
-from .state import ParameterState, StateTensor
+from .state import ParameterState, StateTensor, state_guard
 
 
 class Bucket(NamedTuple):
@@ -238,8 +237,7 @@ class FusedOptimizer(Optimizer):
     def _fill_buckets(self, pairs: Pairs, fresh: list) -> list[Bucket]:
         """Sort the parameters into buckets; those whose state has to be made are added to ``fresh``."""
         buckets: dict[tuple, Bucket] = {}
-        # While a whole step is traced to a static graph, state is made in dygraph all the same.
-        with nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative():
+        with state_guard():
             for param, grad in pairs:
                 options = self._options.of(param)
                 state = self._state.of(param)
@@ -258,8 +256,9 @@ class FusedOptimizer(Optimizer):
                     values.append(value)
                 if master is not None:
                     bucket.masters.append(master)
+        found = list(buckets.values())
         # The largest first: a subclass may look at one bucket of a step only.
-        return sorted(buckets.values(), key=_numel, reverse=True)
+        return sorted(found, key=_numel, reverse=True) if len(found) > 1 else found
 
     # ---- What multiplies --------------------------------------------------------------------------------------------
 

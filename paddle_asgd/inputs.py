@@ -5,13 +5,12 @@ Checks and keeps them, and brings each to where the native call wants it. Must n
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
 from paddle.base.dygraph.base import in_to_static_mode
-from paddle.base.framework import dygraph_guard_if_declarative, in_dygraph_mode
+from paddle.base.framework import in_dygraph_mode
 
 from . import arguments, checkpoint
 from .slots import (
@@ -23,6 +22,7 @@ from .slots import (
     normalised_weights,
     static_float64,
 )
+from .state import state_guard
 from .watch import ENTRIES, Watch
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class StepInputs:
         self._theta_now: float | None = None
         self._steps = 0
         self._watch_wanted = watch if watch is None else arguments.check_flag("watch", watch)
-        self.watch = None if self._watch_wanted is False else Watch(n)
+        self.watch = None if self._watch_wanted is False else Watch(n, self.index)
 
     # ---- The clocks -------------------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ class StepInputs:
                 "minimize()"
             )
         self.index.in_use = True
-        with _state_guard():
+        with state_guard():
             for param in held:
                 # So far they came in their order.
                 state.reshape(param, "m", grown_clock(state.of(param)[2].numpy(), self._n))
@@ -132,14 +132,12 @@ class StepInputs:
 
     def watch_of(self, bucket: Bucket, state: ParameterState) -> Any | None:
         """The watch's numbers, for the first native call of a step."""
-        if self.watch is not None:
-            self.watch.indexed = self.index.in_use
         if self.watch is None or (_in_static_graph() and not self._watch_wanted and not self.index.in_use):
             return None
         if not self.watch.claim():
             return None
         if self.watch.tensor is None or not in_dygraph_mode():
-            with _state_guard():
+            with state_guard():
                 self.watch.tensor = state.place_beside(bucket.params[0], "watch", [len(ENTRIES)], "float64")
         return self.watch.tensor
 
@@ -172,7 +170,7 @@ class StepInputs:
         for _, clock in clocks:
             wrong = check_clock(clock, self._n) if clock.shape == (length,) else None
             if wrong is not None:
-                raise ValueError(f"set_state_dict: a clock m {wrong}. Nothing has been loaded.")
+                arguments.refuse_state(f"a clock m {wrong}")
         if not self.index.in_use and not any(clock.shape == (length,) for _, clock in clocks):
             return
         self.index.in_use = True
@@ -197,8 +195,3 @@ def _is_on_device(index: Any) -> bool:
 def _in_static_graph() -> bool:
     """Where state are variables of a program. A step that is traced has its state in dygraph."""
     return not in_dygraph_mode() and not in_to_static_mode()
-
-
-def _state_guard() -> Any:
-    """While a whole step is traced to a static graph, state is made in dygraph all the same."""
-    return nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative()

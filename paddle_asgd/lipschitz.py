@@ -16,6 +16,7 @@ from paddle.regularizer import L2Decay
 from .arguments import check_number, dtype_name, is_tensor, shown
 from .fused import FusedOptimizer
 from .options import Options
+from .state import is_16_bit
 
 #: |g|^2 below which rounding decides the comparison, and none is made. The paper's.
 _SMALLEST_GRADIENT = 1e-8
@@ -250,7 +251,7 @@ class LipschitzSearch:
 
 def _moved(x: Any, grad: Any, lipschitz: float) -> Any:
     """x - grad / lipschitz, in float32 for 16-bit parameters, and rounded to them once."""
-    if dtype_name(x.dtype) in ("float16", "bfloat16"):
+    if is_16_bit(x):
         return (x.astype("float32") - grad.astype("float32") / lipschitz).astype(x.dtype)
     return x - grad / lipschitz
 

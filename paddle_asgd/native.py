@@ -105,7 +105,7 @@ def asgd_update(
         batch_weights: what each batch weighs, float64 ``[batch_num]`` of mean 1; None: all the same.
         theta: how much of the change of a gradient enters the direction, a number or a tensor of one float32 or
             float64; None: SAG.
-        watch: float64 ``[WATCH_SIZE]``, what ``csrc/asgd_watch.h`` keeps; written.
+        watch: float64 ``[kWatchSize]``, what ``csrc/asgd_watch.h`` keeps; written.
 
     Raises:
         TypeError: an argument is not of the kind it must be.

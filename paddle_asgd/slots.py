@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle.base.framework import in_dygraph_mode, in_pir_mode
 
-from .arguments import dtype_name, is_tensor, shown
+from .arguments import dtype_name, is_tensor, refuse_state, shown
 
 #: Of a batch, beside the largest. Far below, a product of weight and gradient would be 0 in float32.
 SMALLEST_WEIGHT = 1e-12
@@ -155,9 +155,9 @@ def check_same_weights(loaded: Any, own: np.ndarray | None, n: int) -> None:
         return
     kinds = ["none" if weights is None else "some" for weights in (received, own)]
     difference = "others" if kinds == ["some", "some"] else f"{kinds[0]}, and the optimizer {kinds[1]}"
-    raise ValueError(
-        f"set_state_dict: the checkpoint was made with batch_weights: {difference}; expected those of the optimizer, "
-        "with which d is summed. Nothing has been loaded."
+    refuse_state(
+        f"the checkpoint was made with batch_weights: {difference}; expected those of the optimizer, with which d is "
+        "summed"
     )
 
 

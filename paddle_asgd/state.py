@@ -5,10 +5,12 @@ Creates, finds and drops them, and the float32 master weights of 16-bit paramete
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
 import paddle
+from paddle.base.framework import dygraph_guard_if_declarative, in_dygraph_mode
 
 from .arguments import dtype_name
 from .caller import warn
@@ -50,23 +52,23 @@ class ParameterState:
         """The parameters that were ever given state."""
         return list(self._created.values())
 
-    def key(self, entry: StateTensor) -> str:
+    def key(self, name: str) -> str:
         """How Paddle's dictionary of accumulators spells the name of a state tensor."""
-        name = self._optimizer._name
-        return entry.name if name is None else f"{name}_{entry.name}"
+        prefix = self._optimizer._name
+        return name if prefix is None else f"{prefix}_{name}"
 
     def of(self, param: Any) -> list | None:
         """The parameter's tensors in the order of the layout; None before its first step."""
         owner = self._owner_name(param)
         accumulators = self._optimizer._accumulators
-        if owner not in accumulators.get(self.key(self.layout[0]), ()):
+        if owner not in accumulators.get(self.key(self.layout[0].name), ()):
             return None
-        return [accumulators[self.key(entry)][owner] for entry in self.layout]
+        return [accumulators[self.key(entry.name)][owner] for entry in self.layout]
 
     def _owner_name(self, param: Any) -> str:
         """State bears the name of the parameter's master weight, as Paddle has it, if that came first."""
         master = self._optimizer._master_weights.get(param.name)
-        if master is None or param.name in self._optimizer._accumulators.get(self.key(self.layout[0]), ()):
+        if master is None or param.name in self._optimizer._accumulators.get(self.key(self.layout[0].name), ()):
             return param.name
         return master.name
 
@@ -91,7 +93,7 @@ class ParameterState:
 
     def place_beside(self, param: Any, name: str, shape: list[int], dtype: str) -> Any:
         """Zeros where the parameter is, which no checkpoint holds; the same tensor each time it is asked for."""
-        held = self._optimizer._accumulators.get(self.key(StateTensor(name, dtype, list)), {}).get(param.name)
+        held = self._optimizer._accumulators.get(self.key(name), {}).get(param.name)
         if held is None:
             held = self._optimizer._add_accumulator(name, param, dtype=dtype, shape=shape, device=_device_of(param))
         return held
@@ -107,7 +109,7 @@ class ParameterState:
         """Put a tensor of another shape in the place of one that the parameter has."""
         owner = self._owner_name(param)
         entry = next(entry for entry in self.layout if entry.name == name)
-        old = self._optimizer._accumulators[self.key(entry)].pop(owner)
+        old = self._optimizer._accumulators[self.key(entry.name)].pop(owner)
         master = self.master_of(param)
         tensor = self._optimizer._add_accumulator(
             name,
@@ -123,7 +125,7 @@ class ParameterState:
         """Forget the parameter's history, as if it had taken no step."""
         owner = self._owner_name(param)
         for entry in self.layout:
-            self._optimizer._accumulators[self.key(entry)].pop(owner, None)
+            self._optimizer._accumulators[self.key(entry.name)].pop(owner, None)
 
     def forget(self, param: Any) -> None:
         """The same with the master weight, which a first step makes from the parameter."""
@@ -156,6 +158,11 @@ class ParameterState:
             f"{type(self._optimizer).__name__}: parameter {param.name!r} is {dtype_name(param.dtype)} and is rounded "
             "to it after every step, which loses small updates. multi_precision=True keeps a float32 copy instead."
         )
+
+
+def state_guard() -> Any:
+    """While a whole step is traced to a static graph, state is made in dygraph all the same."""
+    return nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative()
 
 
 def _device_of(param: Any) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from .caller import warn
+from .slots import BatchIndex
 
 #: What the kernel keeps, in the order of its enum WatchEntry.
 ENTRIES = (
@@ -46,12 +47,12 @@ class Watch:
 
     Args:
         n: the number of slots, which is the number of steps in a pass.
+        index: tells whether the user says which batch it is.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, index: BatchIndex) -> None:
         self._n = n
-        #: whether the user says which batch it is
-        self.indexed = False
+        self._index = index
         self.tensor: Any = None
         self._steps = 0
         self._claimed = False
@@ -128,7 +129,7 @@ class Watch:
         wrong_index = (
             "Most often batch_index is not the batch's own number: take it from sampler.enumerate(loader) of a "
             "paddle_asgd.FixedBatchSampler, not from Python's enumerate(loader)"
-            if self.indexed
+            if self._index.in_use
             else "Most often slot and batch do not match: a loader with shuffle=True (use "
             "paddle_asgd.FixedBatchSampler and set optimizer.batch_index from its enumerate(loader))"
         )

@@ -5,7 +5,6 @@ Must not compute anything of a step: that is done in tests/native, whose program
 
 from __future__ import annotations
 
-import ast
 import platform
 import re
 import shutil
@@ -13,6 +12,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from benchmarks.gpu.build import flags_of_setup, launches_on_host
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -40,14 +41,6 @@ PROGRAMS = ["half", "formula", "slots", *(f"{name} {kernel}" for name in DRIVEN 
 needs_gxx = pytest.mark.skipif(GXX is None, reason="no g++ on PATH")
 
 
-def flags_of_setup(name: str) -> list[str]:
-    """A list of flags that setup.py builds with, read and not run."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == name:
-            return ast.literal_eval(node.value)
-    raise LookupError(f"setup.py has no {name}")
-
-
 def call(*command: str | Path) -> str:
     """Run and return what was printed; fail with that and with what was said on the error stream."""
     done = subprocess.run(
@@ -65,9 +58,7 @@ class Workshop:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # g++ knows no <<< >>>, and the nvcc of no machine knows a sanitizer for the host.
-        launch = r"(\w+(?:<[\w, ]+>)?)<<<(.+?), (\w+), 0, stream>>>\("
-        source = (CSRC / "asgd_cuda.cu").read_text()
-        source, self.launches = re.subn(launch, r"launch_on_host(\1, \2, \3, stream, ", source)
+        source, self.launches = launches_on_host((CSRC / "asgd_cuda.cu").read_text())
         self.cuda_on_host = folder / "asgd_cuda_on_host.cc"
         self.cuda_on_host.write_text(source)
 

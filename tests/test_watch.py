@@ -14,6 +14,7 @@ from problems import Quadratic, StaticRun, bits, state_of
 from trial import Trial
 
 from paddle_asgd import ASGD, SlotMismatchWarning
+from paddle_asgd.slots import BatchIndex
 from paddle_asgd.watch import Watch
 
 WRONG = pytest.warns(SlotMismatchWarning, match="batch_num=5 is not the number of batches")
@@ -105,7 +106,7 @@ def found(passes: int, ratio: float) -> np.ndarray:
 )
 def test_what_does_not_warn(ratios: list[float]) -> None:
     """Two passes in a row do, each above 1.4 n / (n + 1); and looking twice is not two passes."""
-    watch = Watch(5)
+    watch = Watch(5, BatchIndex(5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for passes, ratio in enumerate(ratios, start=1):
@@ -241,7 +242,7 @@ def test_a_refused_step_is_not_counted() -> None:
 
 def test_an_overtaken_copy_of_a_device() -> None:
     """Somebody asked, and waited, for newer numbers than those that were on their way."""
-    watch = Watch(5)
+    watch = Watch(5, BatchIndex(5))
     refused = found(4, 9.0)
     refused[[2, 6, 7]] = [3, 1, 40]
     with pytest.raises(ValueError, match="received 40"):
@@ -263,7 +264,7 @@ def test_the_largest_group_is_watched() -> None:
 
 def test_one_that_changes_alone_is_infinite() -> None:
     """All stored gradients are alike, and equal to this one but for its own: nothing to divide by."""
-    watch = Watch(5)
+    watch = Watch(5, BatchIndex(5))
     assert watch.look(np.array([0.0, 0.0, 0.0, 2.0, 0.0, 4.0, 0.0, 0.0])) == math.inf
 
 

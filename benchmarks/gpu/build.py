@@ -42,6 +42,11 @@ class Built(NamedTuple):
         return self.folder / f"{LIBRARY}.so"
 
 
+def launches_on_host(source: str) -> tuple[str, int]:
+    """A CUDA source with its launches turned into calls of the stand-in's loop, and how many they were."""
+    return LAUNCH.subn(r"launch_on_host(\1, \2, \3, stream, ", source)
+
+
 def flags_of_setup(name: str) -> list[str]:
     """A list of flags that setup.py builds with."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
@@ -99,7 +104,7 @@ def for_host(folder: Path, names: tuple[str, ...] = (*PROGRAMS, LIBRARY)) -> Bui
     source.mkdir(parents=True, exist_ok=True)
     for path in (*NATIVE.glob("*.h"), *NATIVE.glob("*.cu"), CSRC / "asgd_cuda.cu"):
         name = path.name if path.suffix == ".h" else f"{path.stem}.cc"
-        (source / name).write_text(LAUNCH.sub(r"launch_on_host(\1, \2, \3, stream, ", path.read_text()))
+        (source / name).write_text(launches_on_host(path.read_text())[0])
     include = (f"-I{path}" for path in (source, CSRC, TESTS, NATIVE / "on_host"))
     flags = [*flags_of_setup("CXX_FLAGS"), *QUICK, "-fPIC", *WARNINGS, *include]
 

@@ -1,0 +1,50 @@
+// What both kernels derive from their arguments: the visit of a step, its coefficients, and a tensor in types. Plain
+// C++: must not include Paddle or CUDA, and must not touch an element.
+#pragma once
+
+#include "asgd_formula.h"
+#include "asgd_kernel.h"
+#include "asgd_slots.h"
+
+namespace paddle_asgd {
+
+PADDLE_ASGD_HOST_DEVICE Visit visit_of(const TensorArgs& t, const StepArgs& step) {
+  return step.batch_index.given ? indexed_visit(t.m, load(step.batch_index), step.batch_num)
+                                : cyclic_visit(*t.m, step.batch_num);
+}
+
+PADDLE_ASGD_HOST_DEVICE double divisor(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
+  return weight_seen(visit, t.m, step.batch_index.given, step.batch_num, step.batch_weights);
+}
+
+template <typename T>
+PADDLE_ASGD_HOST_DEVICE Coefficients<T> coefficients_of(const StepArgs& step, const Visit& visit, double seen) {
+  return coefficients<T>(load(step.learning_rate), load(step.weight_decay), load(step.theta),
+                         step.batch_weights == nullptr ? 1.0 : step.batch_weights[visit.slot], seen);
+}
+
+// One parameter with its gradient and state.
+template <typename P, typename G, typename T>
+struct Typed {
+  P* param;
+  const G* grad;
+  T* d;
+  G* y;
+  G* y_i;  // the slot of this step's batch
+  T* master;
+  int64_t numel;
+};
+
+template <typename P, typename G, typename T>
+PADDLE_ASGD_HOST_DEVICE Typed<P, G, T> typed(const TensorArgs& t, int64_t slot) {
+  G* y = static_cast<G*>(t.y);
+  return Typed<P, G, T>{static_cast<P*>(t.param),
+                        static_cast<const G*>(t.grad),
+                        static_cast<T*>(t.d),
+                        y,
+                        y + slot * t.numel,
+                        static_cast<T*>(t.master),
+                        t.numel};
+}
+
+}  // namespace paddle_asgd
