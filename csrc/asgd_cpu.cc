@@ -6,8 +6,8 @@
 
 #include "asgd_step.h"
 #include "asgd_watch.h"
-#include "clones.h"
-#include "half_arrays.h"
+#include "platform.h"
+#include "storage.h"
 
 namespace paddle_asgd {
 namespace {

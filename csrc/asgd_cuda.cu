@@ -5,7 +5,7 @@
 
 #include "asgd_step.h"
 #include "asgd_watch.h"
-#include "multi_tensor.h"
+#include "cuda_launch.h"
 
 namespace paddle_asgd {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "half.h"  // PADDLE_ASGD_HOST_DEVICE
+#include "platform.h"
 
 namespace paddle_asgd {
 

@@ -6,7 +6,9 @@
 //   m[0] the steps taken    m[1] the number of distinct slots seen    m[2], ... one bit for every slot: seen or not
 #pragma once
 
-#include "half.h"  // PADDLE_ASGD_HOST_DEVICE
+#include <cstdint>
+
+#include "platform.h"
 
 namespace paddle_asgd {
 

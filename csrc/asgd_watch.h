@@ -7,7 +7,9 @@
 // and batches have nothing to do with each other.
 #pragma once
 
-#include "half.h"  // PADDLE_ASGD_HOST_DEVICE
+#include <cstdint>
+
+#include "platform.h"
 
 namespace paddle_asgd {
 

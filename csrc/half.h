@@ -5,12 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define PADDLE_ASGD_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-// Inlined by force: the conversions must take the instruction set of the clone that calls them (asgd_cpu.cc).
-#define PADDLE_ASGD_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "platform.h"
 
 namespace paddle_asgd {
 

@@ -1,5 +1,5 @@
 // One step, from what Paddle hands over to the kernel's arguments. Two doors lead here: the operator `asgd_update_` of
-// static graphs, below, and dygraph's Python functions (paddle_function.cc). Must not compute, nor read a tensor itself
+// static graphs, below, and dygraph's Python functions (paddle_module.cc). Must not compute, nor read a tensor itself
 // (paddle_tensor.h).
 #include "paddle_op.h"
 

@@ -1,5 +1,5 @@
-// The one pass over an optimizer's parameters that a plain step begins with (plan.py): Python attributes only. Must not
-// look into a tensor, nor know what is done with the gradients.
+// The one pass over an optimizer's parameters that a plain step begins with (shortcut.py): Python attributes only. Must
+// not look into a tensor, nor know what is done with the gradients.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -44,7 +44,7 @@ inline bool is_plain(PyObject* param, PyObject* multiplier) {
 }
 
 // The gradients of `trainable`, in one pass over all parameters of an optimizer; None as soon as anything differs from
-// what plan.py found before: which parameters want a gradient and have one, and what lies on them.
+// what shortcut.py found before: which parameters want a gradient and have one, and what lies on them.
 inline pybind11::object plain_gradients(const pybind11::list& parameters, const pybind11::list& trainable,
                                         const pybind11::list& multipliers) {
   static PyObject* const kStopGradient = interned("stop_gradient");

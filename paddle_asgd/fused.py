@@ -19,7 +19,7 @@ from paddle.regularizer import WeightDecayRegularizer
 from . import arguments, checkpoint
 from .arguments import is_tensor
 from .options import ClipByGroup, Pairs, ParameterOptions
-from .plan import StepPlan
+from .shortcut import StepPlan
 from .state import ParameterState, StateTensor, state_guard
 
 

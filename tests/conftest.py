@@ -17,11 +17,11 @@ with warnings.catch_warnings():
 
     paddle.to_tensor(0.0)
 
-    from paddle_asgd.plan import StepPlan
+    from paddle_asgd.shortcut import StepPlan
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-shortcut", action="store_true", help="every dygraph step goes the full way (plan.py)")
+    parser.addoption("--no-shortcut", action="store_true", help="every dygraph step goes the full way (shortcut.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Callable, ClassVar
 import numpy as np
 import paddle
 
-from paddle_asgd.sampler import FixedBatchSampler
+from paddle_asgd.sag.sampler import FixedBatchSampler
 
 #: Four batches, the last a short one.
 LENGTH, SIZE, N = 11, 3, 4

@@ -10,9 +10,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_asgd import batches as batches_module
-from paddle_asgd import sampler as sampler_module
-from paddle_asgd.sampler import FixedBatchSampler
+from paddle_asgd.sag import batches as batches_module
+from paddle_asgd.sag import sampler as sampler_module
+from paddle_asgd.sag.sampler import FixedBatchSampler
 
 #: samples, batch_size, drop_last -> sizes of the batches
 COMPOSITIONS = [

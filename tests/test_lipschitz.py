@@ -19,7 +19,7 @@ from test_half_precision import parameter, rounded, widened
 from test_refusals import table
 
 from paddle_asgd import ASGD
-from paddle_asgd.lipschitz import LipschitzSearch
+from paddle_asgd.sag.lipschitz import LipschitzSearch
 
 NAN, INF = float("nan"), float("inf")
 

@@ -11,7 +11,7 @@ from test_lipschitz import INF, NAN, Run
 from test_refusals import assert_refused, table
 
 from paddle_asgd import ASGD
-from paddle_asgd.lipschitz import LipschitzSearch
+from paddle_asgd.sag.lipschitz import LipschitzSearch
 
 
 def of(**options: Any) -> Callable:

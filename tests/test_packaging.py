@@ -47,7 +47,7 @@ def in_repository(*patterns: str) -> set[str]:
 
 def test_sdist_can_be_built_from(packed: Packed) -> None:
     """Whatever was installed where it was made: the CUDA sources too, though a CPU build lists none of them."""
-    needed = in_repository("csrc/*", "paddle_asgd/*.py", "setup.py", "pyproject.toml")
+    needed = in_repository("csrc/*", "paddle_asgd/**/*.py", "setup.py", "pyproject.toml")
     assert any(name.endswith(".cu") for name in needed)
     assert any(name.endswith(".h") for name in needed)
     assert needed | {"paddle_asgd/py.typed"} <= packed.sdist
@@ -62,7 +62,7 @@ def test_sdist_holds_nothing_built(packed: Packed) -> None:
 
 
 def test_wheel(packed: Packed) -> None:
-    expected = in_repository("paddle_asgd/*.py") | {"paddle_asgd/py.typed", "paddle_asgd/_C.so"}
+    expected = in_repository("paddle_asgd/**/*.py") | {"paddle_asgd/py.typed", "paddle_asgd/_C.so"}
     outside = {name for name in packed.wheel if ".dist-info/" not in name}
     assert outside == expected
 
@@ -93,7 +93,7 @@ def test_wheel_runs(packed: Packed, tmp_path: Path) -> None:
     for name, content in packed.wheel.items():
         if name.startswith("paddle_asgd/"):
             path = tmp_path / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     code = (
         "import paddle, paddle_asgd; p = paddle.to_tensor([1.0], stop_gradient=False);"

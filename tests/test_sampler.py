@@ -24,8 +24,8 @@ from loading import (
     workers_alive,
 )
 
-from paddle_asgd.batches import ORDERS
-from paddle_asgd.sampler import FixedBatchSampler
+from paddle_asgd.sag.batches import ORDERS
+from paddle_asgd.sag.sampler import FixedBatchSampler
 
 WORKERS = [pytest.param(0, id="no_workers"), pytest.param(2, id="two_workers")]
 

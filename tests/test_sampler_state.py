@@ -13,8 +13,8 @@ import paddle
 import pytest
 from loading import N, end_workers, expected, loader_of, make, samples_in, seen, take
 
-from paddle_asgd.batches import ORDERS
-from paddle_asgd.sampler import FixedBatchSampler
+from paddle_asgd.sag.batches import ORDERS
+from paddle_asgd.sag.sampler import FixedBatchSampler
 
 WORKERS = [pytest.param(0, id="no_workers"), pytest.param(2, id="two_workers")]
 

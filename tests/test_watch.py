@@ -14,8 +14,8 @@ from problems import Quadratic, StaticRun, bits, state_of
 from trial import Trial
 
 from paddle_asgd import ASGD, SlotMismatchWarning
-from paddle_asgd.slots import BatchIndex
-from paddle_asgd.watch import Watch
+from paddle_asgd.sag.slots import BatchIndex
+from paddle_asgd.sag.watch import Watch
 
 WRONG = pytest.warns(SlotMismatchWarning, match="batch_num=5 is not the number of batches")
 

@@ -48,7 +48,7 @@ class Side:
     """The lists of one native call, all on one place."""
 
     def __init__(self, paddle: Any, place: Any, dtype: str, grad_dtype: str, master: bool, indexed: bool) -> None:
-        from paddle_asgd.slots import clock_length
+        from paddle_asgd.sag.slots import clock_length
 
         def zeros(shape: tuple, of: str) -> Any:
             return tensor(paddle, np.zeros(shape, np.uint16 if of == "bfloat16" else of), place)

@@ -1,5 +1,5 @@
 // half.h against conversions computed another way: ldexp and nearbyint in double, and the processor's own where it has
-// some; half_arrays.h against half.h. `test_half all` takes every float32 instead of a selection (minutes). Must not
+// some; storage.h against half.h. `test_half all` takes every float32 instead of a selection (minutes). Must not
 // test the step.
 #include <algorithm>
 #include <cstring>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "half.h"
-#include "half_arrays.h"
+#include "storage.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "asgd_kernel.h"
+#include "cuda_launch.h"
 #include "fill.h"
-#include "multi_tensor.h"
 
 namespace gpu {
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from paddle.io import BatchSampler, DataLoader
 
-from .arguments import check_flag, shown
+from ..arguments import check_flag, shown
 from .batches import Batches, check_dataset, check_int, check_order, check_ranks, check_state, length_of
 
 _END = object()

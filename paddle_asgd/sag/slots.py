@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle.base.framework import in_dygraph_mode, in_pir_mode
 
-from .arguments import dtype_name, is_tensor, refuse_state, shown
+from ..arguments import dtype_name, is_tensor, refuse_state, shown
 
 #: Of a batch, beside the largest. Far below, a product of weight and gradient would be 0 in float32.
 SMALLEST_WEIGHT = 1e-12

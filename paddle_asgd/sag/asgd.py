@@ -17,11 +17,11 @@ from paddle.nn.clip import GradientClipBase
 from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
-from . import arguments, native
-from .fused import Bucket, FusedOptimizer
-from .inputs import THETA_STEP, WEIGHTS, StepInputs
-from .norm import gradient_norm
-from .state import StateTensor
+from .. import arguments, native
+from ..fused import Bucket, FusedOptimizer
+from ..state import StateTensor
+from .gradient_norm import gradient_norm
+from .step_inputs import THETA_STEP, WEIGHTS, StepInputs
 
 
 class ASGD(FusedOptimizer):

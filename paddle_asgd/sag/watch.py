@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from .caller import warn
+from ..caller import warn
 from .slots import BatchIndex
 
 #: What the kernel keeps, in the order of its enum WatchEntry.

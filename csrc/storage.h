@@ -3,8 +3,8 @@
 // any third way.
 #pragma once
 
-#include "clones.h"
 #include "half.h"
+#include "platform.h"
 
 // PADDLE_ASGD_NO_F16C is for tests: it takes the instructions away, as on a processor that has none.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(PADDLE_ASGD_NO_F16C)

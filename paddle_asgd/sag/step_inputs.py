@@ -12,7 +12,8 @@ import paddle
 from paddle.base.dygraph.base import in_to_static_mode
 from paddle.base.framework import in_dygraph_mode
 
-from . import arguments, checkpoint
+from .. import arguments, checkpoint
+from ..state import state_guard
 from .slots import (
     BatchIndex,
     check_clock,
@@ -22,12 +23,11 @@ from .slots import (
     normalised_weights,
     static_float64,
 )
-from .state import state_guard
 from .watch import ENTRIES, Watch
 
 if TYPE_CHECKING:
-    from .fused import Bucket
-    from .state import ParameterState
+    from ..fused import Bucket
+    from ..state import ParameterState
 
 #: Entries of a checkpoint that are numbers of these inputs, not tensors of a parameter.
 WEIGHTS, THETA_STEP = "batch_weights", "theta_step"

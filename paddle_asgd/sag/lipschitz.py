@@ -13,10 +13,10 @@ import paddle
 from paddle.base.framework import in_dygraph_mode
 from paddle.regularizer import L2Decay
 
-from .arguments import check_number, dtype_name, is_tensor, shown
-from .fused import FusedOptimizer
-from .options import Options
-from .state import is_16_bit
+from ..arguments import check_number, dtype_name, is_tensor, shown
+from ..fused import FusedOptimizer
+from ..options import Options
+from ..state import is_16_bit
 
 #: |g|^2 below which rounding decides the comparison, and none is made. The paper's.
 _SMALLEST_GRADIENT = 1e-8

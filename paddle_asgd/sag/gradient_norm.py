@@ -12,8 +12,8 @@ import numpy as np
 import paddle
 from paddle.base.framework import in_dygraph_mode
 
-from . import native
-from .arguments import dtype_name, is_tensor
+from .. import native
+from ..arguments import dtype_name, is_tensor
 
 if TYPE_CHECKING:
     from .asgd import ASGD

@@ -12,7 +12,7 @@ import numpy as np
 from paddle.distributed import get_rank, get_world_size
 from paddle.io import BatchSampler, DataLoader, IterableDataset
 
-from .arguments import is_tensor, refuse_state, shown
+from ..arguments import is_tensor, refuse_state, shown
 
 ORDERS = ("replacement", "reshuffle", "sequential")
 

@@ -1,0 +1,1 @@
+"""The stochastic average gradient: the optimizer, its batches, and what watches over them. Must not hold code."""
