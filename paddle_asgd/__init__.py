@@ -1,9 +1,10 @@
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
 from .sag.asgd import ASGD
+from .sag.callback import BatchIndexCallback
 from .sag.lipschitz import LipschitzSearch
 from .sag.sampler import FixedBatchSampler
 from .sag.watch import SlotMismatchWarning
 
-__all__ = ["ASGD", "FixedBatchSampler", "LipschitzSearch", "SlotMismatchWarning"]
+__all__ = ["ASGD", "BatchIndexCallback", "FixedBatchSampler", "LipschitzSearch", "SlotMismatchWarning"]
 __version__ = "0.1.0"

@@ -141,6 +141,10 @@ class ASGD(FusedOptimizer):
     def batch_index(self, value: int | Any) -> None:
         self._inputs.give_index(value, self._state)
 
+    def set_batch_index(self, value: int | Any) -> None:
+        """Set ``batch_index``. Wrappers such as fleet's forward a method, and keep an attribute to themselves."""
+        self.batch_index = value
+
     # ---- A step -----------------------------------------------------------------------------------------------------
 
     def _begin_step(self) -> None:
