@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "asgd_gradient.h"
 #include "asgd_step.h"
 #include "asgd_watch.h"
 #include "platform.h"
@@ -48,30 +49,36 @@ PADDLE_ASGD_INLINE void update(T* __restrict__ x, const G* __restrict__ grad, T*
 constexpr int64_t kBlock = 512;
 
 template <typename P, typename G, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void update_block(const Typed<P, G, float>& t, Coefficients<float> c, int64_t begin,
+PADDLE_ASGD_INLINE void update_block(const Typed<P, G, float>& t, const G* grad, Coefficients<float> c, int64_t begin,
                                      int64_t length) {
   float wide[kBlock];
   float* x = widen_weights<kMaster>(t, begin, length, wide);
   if constexpr (std::is_same<G, Float16>::value) {
     float wide_grad[kBlock], wide_y_i[kBlock];
-    widen_array(t.grad + begin, wide_grad, length);
+    widen_array(grad, wide_grad, length);
     widen_array(t.y_i + begin, wide_y_i, length);
     update<float, float, kTheta>(x, wide_grad, t.d + begin, wide_y_i, c, length);
-    std::copy(t.grad + begin, t.grad + begin + length, t.y_i + begin);
+    std::copy(grad, grad + length, t.y_i + begin);
   } else {
-    update<G, float, kTheta>(x, t.grad + begin, t.d + begin, t.y_i + begin, c, length);
+    update<G, float, kTheta>(x, grad, t.d + begin, t.y_i + begin, c, length);
   }
   round_weights(t, begin, length, x);
 }
 
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, Coefficients<T> c, Range range) {
-  if constexpr (std::is_same<P, T>::value) {
-    update<G, T, kTheta>(t.param + range.begin, t.grad + range.begin, t.d + range.begin, t.y_i + range.begin, c,
-                         range.end - range.begin);
-  } else {
-    for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
-      update_block<P, G, kMaster, kTheta>(t, c, begin, std::min(kBlock, range.end - begin));
+PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
+                                     Range range) {
+  constexpr bool kWide = std::is_same<P, T>::value;
+  G room[kBlock];
+  // Where nothing has to be put together, one block is all.
+  const int64_t block = kWide && gradient.rows == nullptr ? range.end - range.begin : kBlock;
+  for (int64_t begin = range.begin; begin < range.end; begin += block) {
+    const int64_t length = std::min(block, range.end - begin);
+    const G* grad = gradient.stretch(begin, length, room);
+    if constexpr (kWide) {
+      update<G, T, kTheta>(t.param + begin, grad, t.d + begin, t.y_i + begin, c, length);
+    } else {
+      update_block<P, G, kMaster, kTheta>(t, grad, c, begin, length);
     }
   }
 }
@@ -128,11 +135,13 @@ constexpr SumFunction kSum[][4] = {
 
 // The sums of a range, anew. A theta has moved x already: by d and y_i as they were.
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void refresh(const Typed<P, G, T>& t, Coefficients<T> c, Range range, SumFunction sum, int64_t n,
-                                const double* weights) {
-  std::copy(t.grad + range.begin, t.grad + range.end, t.y_i + range.begin);
+PADDLE_ASGD_INLINE void refresh(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c, Range range,
+                                SumFunction sum, int64_t n, const double* weights) {
   for (int64_t begin = range.begin; begin < range.end; begin += kRefreshUnit) {
     const int64_t length = std::min(kRefreshUnit, range.end - begin);
+    G room[kRefreshUnit];
+    const G* grad = gradient.stretch(begin, length, room);
+    std::copy(grad, grad + length, t.y_i + begin);
     double sums[kRefreshUnit] = {};
     sum(sums, t.y, begin, weights, n, t.numel, length);
     T* d = t.d + begin;
@@ -146,12 +155,12 @@ PADDLE_ASGD_INLINE void refresh(const Typed<P, G, T>& t, Coefficients<T> c, Rang
 }
 
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, Coefficients<T> c, Range fresh, SumFunction sum, int64_t n,
-                                   const double* weights) {
+PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c, Range fresh,
+                                   SumFunction sum, int64_t n, const double* weights) {
   // The direction of SAG takes d as it will be, and so leaves the fresh elements to refresh().
   const Range before{0, kTheta ? t.numel : fresh.begin}, behind{kTheta ? t.numel : fresh.end, t.numel};
-  for (const Range& range : {before, behind}) update_range<P, G, T, kMaster, kTheta>(t, c, range);
-  refresh<P, G, T, kMaster, kTheta>(t, c, fresh, sum, n, weights);
+  for (const Range& range : {before, behind}) update_range<P, G, T, kMaster, kTheta>(t, gradient, c, range);
+  refresh<P, G, T, kMaster, kTheta>(t, gradient, c, fresh, sum, n, weights);
 }
 
 template <typename P, typename G, typename T, bool kMaster>
@@ -161,11 +170,12 @@ PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const Visit& visit, dou
   const Coefficients<T> c = coefficients_of<T>(step, visit, seen);
   const Range fresh = refresh_range(*t.m, n, t.numel);
   const Typed<P, G, T> tensor = typed<P, G, T>(t, visit.slot);
+  const Gradient<G> gradient = gradient_of<G>(t, step);
   const SumFunction sum = kSum[weights != nullptr][static_cast<int>(t.grad_dtype)];
   if (step.has_theta) {
-    update_all<P, G, T, kMaster, true>(tensor, c, fresh, sum, n, weights);
+    update_all<P, G, T, kMaster, true>(tensor, gradient, c, fresh, sum, n, weights);
   } else {
-    update_all<P, G, T, kMaster, false>(tensor, c, fresh, sum, n, weights);
+    update_all<P, G, T, kMaster, false>(tensor, gradient, c, fresh, sum, n, weights);
   }
   advance(t.m, visit, step.batch_index.given);
 }
@@ -235,12 +245,13 @@ struct Sampled {
 
 template <typename G, typename T>
 PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin,
-                                   Sampled* sampled) {
-  const G* grad = static_cast<const G*>(t.grad) + begin;
+                                   const StepArgs& step, Sampled* sampled) {
   const G* y_i = static_cast<const G*>(t.y) + visit.slot * t.numel + begin;
   const T* d = static_cast<const T*>(t.d) + begin;
   const T share = static_cast<T>(1 / weight_seen);
   const int64_t length = std::min(kWatchRun, t.numel - begin);
+  G room[kWatchRun];
+  const G* grad = gradient_of<G>(t, step).stretch(begin, length, room);
   for (int64_t j = 0; j < length; ++j) {
     const Squares added = squares<T>(widen(grad[j]), widen(y_i[j]), d[j], share);
     sampled->replaced[j] += added.replaced;
@@ -250,8 +261,8 @@ PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, doub
 
 #define PADDLE_ASGD_SAMPLE(name, G, T)                                                                     \
   PADDLE_ASGD_CLONES void name(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin, \
-                               Sampled* sampled) {                                                         \
-    sample_run<G, T>(t, visit, weight_seen, begin, sampled);                                               \
+                               const StepArgs& step, Sampled* sampled) {                                   \
+    sample_run<G, T>(t, visit, weight_seen, begin, step, sampled);                                         \
   }
 PADDLE_ASGD_SAMPLE(sample_float32, float, float)
 PADDLE_ASGD_SAMPLE(sample_float64, double, double)
@@ -259,7 +270,7 @@ PADDLE_ASGD_SAMPLE(sample_float16, Float16, float)
 PADDLE_ASGD_SAMPLE(sample_bfloat16, BFloat16, float)
 #undef PADDLE_ASGD_SAMPLE
 
-using SampleFunction = void (*)(const TensorArgs&, const Visit&, double, int64_t, Sampled*);
+using SampleFunction = void (*)(const TensorArgs&, const Visit&, double, int64_t, const StepArgs&, Sampled*);
 constexpr SampleFunction kSample[] = {sample_float32, sample_float64, sample_float16, sample_bfloat16};  // by DType
 
 int64_t windows_of(const TensorArgs& t) { return (t.numel + kWatchWindow - 1) / kWatchWindow; }
@@ -281,7 +292,7 @@ void watch_slots(const StepArgs& step) {
       const double seen = divisors.of(visit, t, step);
       for (; next < count; next += stride) {
         if (!visit.seen_before) continue;
-        kSample[static_cast<int>(t.grad_dtype)](t, visit, seen, watch_begin(next, *t.m, t.numel), &sampled);
+        kSample[static_cast<int>(t.grad_dtype)](t, visit, seen, watch_begin(next, *t.m, t.numel), step, &sampled);
       }
     }
     next -= count;

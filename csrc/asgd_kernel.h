@@ -13,7 +13,7 @@ enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 // One parameter and its state. The arithmetic is done in double for a float64 parameter and in float for all others.
 struct TensorArgs {
   void* param;       // [numel] of param_dtype
-  const void* grad;  // [numel] of grad_dtype
+  const void* grad;  // [numel] of grad_dtype, or the values of the rows that StepArgs::gradient_rows names
   void* d;           // [numel], float or double: the sum of the stored gradients
   void* y;           // [batch_num, numel] of grad_dtype: the stored gradients
   int64_t* m;        // the clock, read and advanced by the kernel: [1], or as asgd_slots.h says with a batch index
@@ -21,6 +21,19 @@ struct TensorArgs {
   int64_t numel;
   DType param_dtype;
   DType grad_dtype;  // param_dtype, or float32 for a 16-bit parameter
+};
+
+// One row of a sparse gradient: which row of the parameter it is added to, and which row of the values it is.
+struct GradientRow {
+  int64_t row;
+  int64_t position;
+};
+
+// The rows of one sparse gradient; all others are zero.
+struct GradientRows {
+  const GradientRow* begin;  // sorted by row, and those of one row by position
+  const GradientRow* end;
+  int64_t width;  // elements of a row; 0: this gradient is dense
 };
 
 // A number that is either known to the host or lies in the memory of the device that the kernel runs on.
@@ -60,7 +73,8 @@ struct StepArgs {
   const double* batch_weights;  // [batch_num] of mean 1 in device memory, or null: all batches weigh the same
   bool has_theta;
   Scalar theta;
-  double* watch;  // [kWatchSize] in device memory (asgd_watch.h), or null
+  double* watch;                      // [kWatchSize] in device memory (asgd_watch.h), or null
+  const GradientRows* gradient_rows;  // [count] in host memory, or null: all gradients are dense. On the CPU only
 };
 
 // A batch index out of range changes nothing but the watch, which notes it: a device cannot raise.

@@ -11,6 +11,7 @@
 #include "asgd_watch.h"
 #include "paddle/common/enforce.h"
 #include "paddle/extension.h"
+#include "paddle_rows.h"
 
 namespace paddle_asgd {
 namespace {
@@ -56,7 +57,8 @@ TensorArgs check_state(const Received& r, size_t i, const Check& check, const DD
 }
 
 // Checks one parameter with its gradient and state, and says where they lie.
-TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t batch_num, const DDim& clock) {
+TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t batch_num, const DDim& clock,
+                           SparseGradients* sparse) {
   const Check check(*r.params[i], i, place);
   const phi::DenseTensorMeta& param = check.dense("value", *r.params[i]).meta();
   const DenseTensor& y = check.dense("y", *r.y[i]);
@@ -66,10 +68,13 @@ TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int6
                std::to_string(batch_num) + ", as the first parameter has");
   }
   TensorArgs t = check_state(r, i, check, clock);
-  const DataType received = check.dense("gradient", *r.grads[i]).meta().dtype;
+  const phi::SelectedRows* rows = selected_rows(*r.grads[i]);
+  const DenseTensor& grad =
+      rows == nullptr ? check.dense("gradient", *r.grads[i]) : sparse->add(i, check, *rows, param.dims, place);
+  const DataType received = grad.meta().dtype;
   const bool grad32 = is_16_bit(param.dtype) && received == DataType::FLOAT32;
   const DataType grad_dtype = grad32 ? DataType::FLOAT32 : param.dtype;
-  t.grad = check.like("gradient", *r.grads[i], param.dims, grad_dtype);
+  t.grad = check.like("gradient", grad, rows == nullptr ? param.dims : grad.meta().dims, grad_dtype);
   if (y.meta().dtype != grad_dtype) {
     check.fail("dtype of the gradient", show(grad_dtype), show(y.meta().dtype) + ", as its history y has");
   }
@@ -136,9 +141,10 @@ void asgd_update(const Received& r, bool check_only) {
   const DDim& dims = check.dense("value", *r.params[0]).meta().dims;
   const int64_t batch_num = slots_of(check, check.dense("y", *r.y[0]).meta().dims, dims);
   const DDim clock = clock_shape(r, batch_num);
+  SparseGradients sparse(count);
   for (size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) fetch_ahead(r, i + kAhead);
-    tensors.push_back(check_parameter(r, i, place, batch_num, clock));
+    tensors.push_back(check_parameter(r, i, place, batch_num, clock, &sparse));
   }
   StepArgs step{};
   step.tensors = tensors.data();
@@ -152,6 +158,7 @@ void asgd_update(const Received& r, bool check_only) {
   step.has_theta = r.has_theta;
   step.theta = scalar("theta", r.theta, r.theta_value, place);
   step.watch = doubles("watch", r.watch, kWatchSize, place);
+  step.gradient_rows = sparse.data();
   if (!check_only) run(step, first);
 }
 

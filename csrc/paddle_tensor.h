@@ -151,7 +151,10 @@ class Check {
 
   // The same for a dense tensor that must have these dimensions and this dtype.
   void* like(const char* what, const Tensor& t, const DDim& dims, DataType dtype) const {
-    const DenseTensor& received = dense(what, t);
+    return like(what, dense(what, t), dims, dtype);
+  }
+
+  void* like(const char* what, const DenseTensor& received, const DDim& dims, DataType dtype) const {
     const phi::DenseTensorMeta& meta = received.meta();
     if (!same(meta.dims, dims)) fail(std::string("shape of ") + what, show(meta.dims), show(dims));
     if (meta.dtype != dtype) fail(std::string("dtype of ") + what, show(meta.dtype), show(dtype));

@@ -176,7 +176,7 @@ class FusedOptimizer(Optimizer):
         pairs = [(p, _shaped(p, g)) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
         if in_dygraph_mode():
             if not self._skips_step():
-                pairs = [(p, self._dense(p, g)) for p, g in pairs]
+                pairs = [(p, self._native_form(p, g)) for p, g in pairs]
                 self._plan = StepPlan.of(self, self._update_buckets(pairs, None))
             if self._ends_step:
                 self._end_step()
@@ -207,8 +207,18 @@ class FusedOptimizer(Optimizer):
             self._set_auxiliary_var("found_inf", found_inf)
         return bool(found_inf)
 
+    def _native_form(self, param: Any, grad: Any) -> Any:
+        """The gradient as the native call takes it: in one piece, and dense unless it is sparse on the CPU.
+
+        The kernel of the CPU reads the rows of a sparse gradient where they are, which takes no memory of the
+        parameter's size. On a GPU each step makes a dense copy.
+        """
+        if grad.is_selected_rows() and param.place.is_cpu_place():
+            return grad
+        return self._dense(param, grad)
+
     def _dense(self, param: Any, grad: Any) -> Any:
-        """The gradient as the native call takes it: dense, in one piece, duplicate rows of a sparse one added up."""
+        """The gradient dense and in one piece, duplicate rows of a sparse one added up."""
         if grad.is_selected_rows():
             return _C_ops.add_n([paddle.zeros_like(param, dtype=grad.dtype), grad])
         return grad if grad.is_contiguous() else grad.contiguous()
