@@ -91,7 +91,9 @@ def asgd_update(
 
     Args:
         params: the parameters, float16, bfloat16, float32 or float64, of any shape; written.
-        grads: their gradients, of the same shapes; dtype of the parameter, or float32 for a 16-bit parameter.
+        grads: their gradients, of the same shapes; dtype of the parameter, or float32 for a 16-bit parameter. In
+            dygraph on the CPU, a sparse gradient may come as it is: the kernel adds up its rows block by block, and no
+            dense copy is made.
         d: the sums of the stored gradients, of the same shapes, float32 (float64 for float64); written.
         y: the stored gradients, ``[batch_num, *shape]``, dtype of the gradients; written.
         m: the clocks, int64: ``[1]``, the steps taken; with a ``batch_index`` ``[clock_length(batch_num)]``; written.

@@ -51,7 +51,8 @@ class StepPlan(NamedTuple):
         try:
             optimizer._update(bucket._replace(grads=grads), rate, optimizer._decay_of_step(bucket.weight_decay), None)
         except ValueError:
-            # A sparse, strided or ill-fitting gradient. The full way knows what to do or says what is wrong.
+            # A strided or ill-fitting gradient, or a sparse one on a GPU. The full way knows what to do or says what is
+            # wrong.
             return False
         optimizer._end_step()
         return True

@@ -84,3 +84,35 @@ def test_a_step_takes_nothing_of_a_parameters_size(way: str) -> None:
 def test_a_hundred_thousand_steps_leak_nothing(way: str) -> None:
     (growth,) = numbers(GROWTH, way)
     assert growth < MIB
+
+
+# One row of a sparse gradient, and then another.
+SPARSE = """
+height = int(sys.argv[2]) // 128
+table = paddle.create_parameter([height, 128], "float32")
+optimizer = ASGD(1e-6, 3, [table], weight_decay=0.1)
+core, kind = paddle.base.core, ("Allocated", 0)
+
+def take_sparse(steps):
+    for step in range(steps):
+        rows = paddle.to_tensor([step % height])
+        paddle.nn.functional.embedding(rows, table, sparse=True).sum().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+take_sparse(2)
+print(core.host_memory_stat_current_value(*kind), core.host_memory_stat_peak_value(*kind))
+print(status("VmRSS"), status("VmHWM"))
+take_sparse(30)
+print(core.host_memory_stat_peak_value(*kind), status("VmHWM"))
+"""
+
+
+@pytest.mark.parametrize("way", ["the shortcut", "the full way"])
+def test_a_sparse_gradient_takes_nothing_of_a_parameters_size(way: str) -> None:
+    allocated, allocated_peak, resident, resident_peak, *later = numbers(SPARSE, way, str(ELEMENTS))
+    enough = 4 * ELEMENTS // 4
+    assert allocated_peak - allocated < enough
+    assert resident_peak - resident < enough
+    assert later[0] - allocated_peak < enough
+    assert later[1] - resident_peak < enough

@@ -216,7 +216,7 @@ def test_static_without_being_asked() -> None:
 
 
 def test_sparse_gradients_are_watched() -> None:
-    """The shortcut hands them to the full way, which must still have the watch."""
+    """Whichever way a step goes; the kernel compares the rows with what they replace."""
     draw = np.random.default_rng(4)
     table = paddle.nn.Embedding(4, 4, sparse=True)
     optimizer = ASGD(0.0, 5, table.parameters())

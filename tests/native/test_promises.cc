@@ -1,6 +1,10 @@
 // What a step promises whatever its formula looks like: worked numbers, exact cases, found_inf, damaged counters. Must
 // not compute an expected value by asgd_formula.h. `test_promises cpu` tests the CPU's kernel, `test_promises cuda` the
 // other.
+#include <algorithm>
+
+#include <algorithm>
+
 #include "asgd_formula.h"  // kRefreshPasses
 #include "asgd_slots.h"
 #include "driver.h"
@@ -8,6 +12,8 @@
 namespace native_test {
 namespace {
 
+using paddle_asgd::GradientRow;
+using paddle_asgd::GradientRows;
 using paddle_asgd::kRefreshPasses;
 
 // Numbers worked by hand, exact in float32: learning_rate 3/4, weight_decay 1/4, n = 3.
@@ -195,6 +201,65 @@ void check_endless_history() {
   }
 }
 
+// A parameter whose gradient comes as rows takes, to the bit, the step of the dense gradient that they add up to. Next
+// to it lies one with a dense gradient.
+void check_gradient_rows_of(const Types& types, const Mode& mode, int64_t n, int64_t height, int64_t width) {
+  Plan plans[] = {{mode, n, 2}, {mode, n, 2}};
+  Random random(5);
+  Tensors tensors[2];
+  for (int k = 0; k < 2; ++k) {
+    Random same(4);
+    tensors[k] = make(types, {65, height * width}, n, k, &same, mode.indexed);
+    plans[k].watches = true;
+  }
+  for (int64_t m = 0; m < 9 * n + 2; ++m) {
+    const int64_t count = m % 4 * 2;
+    std::vector<GradientRow> entries;
+    for (int64_t k = 0; k < count; ++k) entries.push_back({static_cast<int64_t>(random.next() % height), k});
+    Buffer values(types.grad, count * width, 1);
+    Buffer& dense = tensors[0][1]->grad;
+    for (int64_t e = 0; e < height * width; ++e) dense.put(e, 0);
+    for (const GradientRow& entry : entries) {
+      for (int64_t j = 0; j < width; ++j) {
+        const double value = random.quarter();
+        values.put(entry.position * width + j, value);
+        dense.put(entry.row * width + j, dense.at(entry.row * width + j) + value);
+      }
+    }
+    std::stable_sort(entries.begin(), entries.end(),
+                     [](const GradientRow& a, const GradientRow& b) { return a.row < b.row; });
+    const GradientRows rows[] = {{}, {entries.data(), entries.data() + entries.size(), width}};
+    for (int k = 0; k < 2; ++k) {
+      Random same(100 + m);
+      set_gradients(tensors[k][0].get(), &same);
+      auto args = args_of(tensors[k]);
+      if (k == 1) args[1].grad = values.data();
+      StepArgs step = plans[k].step(args);
+      step.gradient_rows = k == 1 ? rows : nullptr;
+      run(step);
+      plans[k].draw();
+    }
+    for (int i = 0; i < 2; ++i) {
+      CHECK(tensors[0][i]->bytes() == tensors[1][i]->bytes(), "%s, %s, n %ld, step %ld, width %ld, parameter %d",
+            types.name, mode.name, n, m, width, i);
+    }
+  }
+  CHECK(plans[0].watch.bytes() == plans[1].watch.bytes(), "%s, %s, n %ld, width %ld", types.name, mode.name, n, width);
+}
+
+void check_gradient_rows() {
+  if (on_cuda) return;  // which is given dense gradients only
+  for (const Types& types : kTypes) {
+    for (const Mode& mode : {kModes[0], kModes[4], kModes[11]}) {
+      for (const int64_t n : {1, 3}) {
+        check_gradient_rows_of(types, mode, n, 1500, 1);
+        check_gradient_rows_of(types, mode, n, 40, 77);
+        check_gradient_rows_of(types, mode, n, 2, 1300);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace native_test
 
@@ -210,5 +275,6 @@ int main(int argc, char** argv) {
   check_scalars();
   check_damaged_counters();
   check_endless_history();
+  check_gradient_rows();
   return 0;
 }
