@@ -3,8 +3,6 @@
 // other.
 #include <algorithm>
 
-#include <algorithm>
-
 #include "asgd_formula.h"  // kRefreshPasses
 #include "asgd_slots.h"
 #include "driver.h"
