@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from problems import bits, state_of
+from problems import ON_GPU, bits, state_of
 from test_refusals import assert_refused
 
 from paddle_asgd import ASGD, native
+
+pytestmark = pytest.mark.skipif(ON_GPU, reason="on a GPU, Paddle makes a dense gradient of them before the step")
 
 #: A row shorter than a block of the kernel, one that blocks cut, and one longer than a block.
 SHAPES = ([11, 5], [700, 3], [4, 1500])
