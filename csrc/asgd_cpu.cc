@@ -241,6 +241,7 @@ class Divisors {
 struct Sampled {
   double replaced[kWatchRun];
   double centred[kWatchRun];
+  int64_t count;
 };
 
 template <typename G, typename T>
@@ -257,6 +258,7 @@ PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, doub
     sampled->replaced[j] += added.replaced;
     sampled->centred[j] += added.centred;
   }
+  sampled->count += length;
 }
 
 #define PADDLE_ASGD_SAMPLE(name, G, T)                                                                     \
@@ -301,6 +303,7 @@ void watch_slots(const StepArgs& step) {
     step.watch[kReplaced] += sampled.replaced[j];
     step.watch[kCentred] += sampled.centred[j];
   }
+  step.watch[kSampled] += static_cast<double>(sampled.count);
 }
 
 // ---- The norm ------------------------------------------------------------------------------------------------------

@@ -189,6 +189,7 @@ __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   }
   atomicAdd(&step.watch[kReplaced], sum_replaced);
   atomicAdd(&step.watch[kCentred], sum_centred);
+  atomicAdd(&step.watch[kSampled], static_cast<double>(end - begin));
 }
 
 // A launch of its own: within step_tensors some block might still have to read a clock that another advanced.

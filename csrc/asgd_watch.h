@@ -4,7 +4,9 @@
 //
 // The ratio of sum |g - y_i|^2 to sum |g - d / m|^2 over a pass is that of Defazio and Bottou, "On the Ineffectiveness
 // of Variance Reduced Optimization for Deep Learning" (NeurIPS 2019). Towards 0: the slots are right. About 2: slots
-// and batches have nothing to do with each other.
+// and batches have nothing to do with each other. The mean of |g - d / m|^2 is the gradients' spread. What follows from
+// these numbers is decided in paddle_asgd/sag/watch.py; only the last passes are kept here, because the host may look
+// late or seldom.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +15,21 @@
 
 namespace paddle_asgd {
 
+// How many whole passes are kept: the last, and the four before it, with the first of which its spread is compared.
+constexpr int64_t kPassesKept = 5;
+
 // What the watch keeps between steps: [kWatchSize] of double, so that one tensor holds it on any device.
 enum WatchEntry {
   kReplaced,      // sum of |g - y_i|^2 in this pass; visits to slots never seen before do not count
   kCentred,       // sum of |g - d / m|^2, the same visits and elements
+  kSampled,       // how many elements those are: in the first passes some visits do not count
   kSteps,         // steps taken in this pass
-  kLastReplaced,  // both sums of the last whole pass
-  kLastCentred,
   kPasses,        // whole passes so far
   kRefusals,      // steps that a batch index out of range has kept from changing anything
   kRefusedIndex,  // the last such index
-  kWatchSize
+  kKept,  // [kPassesKept] rows of the first three, as whole passes left them; pass p, from 0, is in row p modulo
+          // kPassesKept
+  kWatchSize = kKept + 3 * kPassesKept
 };
 
 // Elements are sampled in runs, at most one in each window: a whole cache line of the narrowest dtype's neighbours, and
@@ -64,10 +70,13 @@ PADDLE_ASGD_HOST_DEVICE Squares squares(T g, T y_i, T d, T share) {
 PADDLE_ASGD_HOST_DEVICE void close_step(double* watch, int64_t n) {
   watch[kSteps] += 1;
   if (watch[kSteps] < static_cast<double>(n)) return;
-  watch[kLastReplaced] = watch[kReplaced];
-  watch[kLastCentred] = watch[kCentred];
+  double* row = watch + kKept + 3 * (static_cast<int64_t>(watch[kPasses]) % kPassesKept);
+  for (int i = 0; i < 3; ++i) {
+    row[i] = watch[kReplaced + i];
+    watch[kReplaced + i] = 0;
+  }
   watch[kPasses] += 1;
-  watch[kReplaced] = watch[kCentred] = watch[kSteps] = 0;
+  watch[kSteps] = 0;
 }
 
 PADDLE_ASGD_HOST_DEVICE void refuse_index(double* watch, int64_t index) {

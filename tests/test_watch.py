@@ -15,7 +15,7 @@ from trial import Trial
 
 from paddle_asgd import ASGD, SlotMismatchWarning
 from paddle_asgd.sag.slots import BatchIndex
-from paddle_asgd.sag.watch import Watch
+from paddle_asgd.sag.watch import ENTRIES, PASSES_KEPT, WATCH_SIZE, Watch
 
 WRONG = pytest.warns(SlotMismatchWarning, match="batch_num=5 is not the number of batches")
 
@@ -65,12 +65,13 @@ def test_ratio(indexed: bool) -> None:
                 assert fed.optimizer.variance_ratio is None
 
 
-def test_wrong_slots_warn_once_within_five_passes() -> None:
+def test_wrong_slots_warn_once_within_six_passes() -> None:
+    """The spread of the sixth is compared with that of the second, the first in which slots are met again."""
     draw = np.random.default_rng(4)
     fed = Fed()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(5 * 5 - 1):
+        for _ in range(6 * 5 - 1):
             fed.step(draw.normal(size=16))
     with WRONG as caught:
         fed.step(draw.normal(size=16))
@@ -90,31 +91,72 @@ def test_right_slots_do_not_warn(noise: float) -> None:
     assert fed.optimizer.variance_ratio == pytest.approx(2 * noise**2, abs=0.15)
 
 
-def found(passes: int, ratio: float) -> np.ndarray:
-    """What the kernel leaves at the end of a pass."""
-    return np.array([0.0, 0.0, 0.0, ratio, 1.0, passes, 0.0, 0.0])
+class Kernel:
+    """What the kernel leaves at the end of each pass, as if it had sampled 7 elements, or none for a spread of NaN."""
+
+    def __init__(self, passes: int = 0) -> None:
+        self.values = np.zeros(WATCH_SIZE)
+        self.values[PASSES] = passes
+
+    def close(self, ratio: float, spread: float = 1.0) -> np.ndarray:
+        begin = len(ENTRIES) + 3 * (int(self.values[PASSES]) % PASSES_KEPT)
+        self.values[begin : begin + 3] = [0.0] * 3 if math.isnan(spread) else [7 * spread * ratio, 7 * spread, 7]
+        self.values[PASSES] += 1
+        return self.values.copy()
+
+
+PASSES, REFUSALS, REFUSED_INDEX = (ENTRIES.index(name) for name in ("passes", "refusals", "refused_index"))
+LARGE = [9.0] * 9
 
 
 @pytest.mark.parametrize(
-    "ratios",
+    ("ratios", "spreads"),
     [
-        pytest.param([9.0, 9.0, 9.0], id="the_first_three_passes"),
-        pytest.param([9.0, 9.0, 9.0, 9.0, 1.16, 9.0, 1.16], id="every_other"),
-        pytest.param([0.0, 0.0, 0.0, 1.16, 1.16, 1.16], id="below"),
-        pytest.param([0.0, 0.0, 0.0, 9.0, math.nan, 9.0], id="not_a_number_between"),
+        pytest.param(LARGE[:4], [1.0] * 4, id="the_first_passes"),
+        pytest.param([*LARGE[:4], 1.16, 9.0, 1.16, 9.0], [1.0] * 8, id="every_other"),
+        pytest.param([0.0, 0.0, 0.0, *[1.16] * 4], [1.0] * 7, id="below"),
+        pytest.param([0.0, 0.0, 0.0, 9.0, math.nan, 9.0], [1.0] * 6, id="not_a_number_between"),
+        pytest.param([9.0] * 5, [math.nan, *[1.0] * 4], id="no_slot_met_again_in_the_first"),
+        pytest.param(LARGE, [0.69 ** (k / 4) for k in range(9)], id="falling"),
+        pytest.param(LARGE, [*[1.0] * 4, *[0.69] * 4, 0.47], id="falling_in_steps"),
+        pytest.param(LARGE, [1.0] * 4 + [math.inf] * 5, id="infinite"),
     ],
 )
-def test_what_does_not_warn(ratios: list[float]) -> None:
-    """Two passes in a row do, each above 1.4 n / (n + 1); and looking twice is not two passes."""
-    watch = Watch(5, BatchIndex(5))
+def test_what_does_not_warn(ratios: list[float], spreads: list[float]) -> None:
+    """Two passes in a row do, each above 1.4 n / (n + 1), if the spread is above 0.7 of that four passes before."""
+    watch, kernel = Watch(5, BatchIndex(5)), Kernel()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for passes, ratio in enumerate(ratios, start=1):
-            for _ in range(3):
-                watch.look(found(passes, ratio))
+        for ratio, spread in zip(ratios, spreads):
+            values = kernel.close(ratio, spread)
+            for _ in range(3):  # looking twice is not two passes
+                watch.look(values)
+    for spread in (1.0, 0.9, 0.8, 0.75):
+        watch.look(kernel.close(0.0, spread))
+    watch.look(kernel.close(1.17, 0.9))
     with WRONG:
-        for passes in (20, 21):
-            watch.look(found(passes, 1.17))
+        watch.look(kernel.close(1.17, 0.64))
+
+
+@pytest.mark.parametrize("looks", [1, 2, 9])
+def test_whoever_looks_seldom_is_warned_all_the_same(looks: int) -> None:
+    """A static graph's watch is looked at only when somebody asks, and a busy device's copy may come late."""
+    watch, kernel = Watch(5, BatchIndex(5)), Kernel(passes=100)
+    values = [kernel.close(9.0) for _ in range(9)]
+    with WRONG:
+        for value in values[-looks:]:
+            watch.look(value)
+
+
+def test_means_are_compared_where_counts_differ() -> None:
+    """With replacement, few visits of the first passes are to slots seen before: sums would grow with their number."""
+    watch, kernel = Watch(5, BatchIndex(5)), Kernel()
+    kernel.close(9.0, 1.0)
+    kernel.values[len(ENTRIES) : len(ENTRIES) + 3] /= 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for spread in (0.9, 0.8, 0.7, 0.6):
+            watch.look(kernel.close(9.0, spread))
 
 
 def test_what_is_not_finite_does_not_warn() -> None:
@@ -171,7 +213,7 @@ def test_a_step_of_two_calls_counts_once() -> None:
         for param in params:
             param.grad = paddle.to_tensor(batches[step % 5])
         optimizer.step()
-        passes = optimizer._inputs.watch.tensor.numpy()[5]
+        passes = optimizer._inputs.watch.tensor.numpy()[PASSES]
         assert passes == (step + 1) // 5
 
 
@@ -191,11 +233,11 @@ def test_static() -> None:
         run.run(step)
         with paddle.static.scope_guard(run.scope):
             run.built.variance_ratio  # noqa: B018
-    for step in range(20, 24):
+    for step in range(20, 29):
         run.run(step)
     with paddle.static.scope_guard(run.scope):
         run.built.variance_ratio  # noqa: B018
-        run.run(24)
+        run.run(29)
         with WRONG:
             assert run.built.variance_ratio > 1
 
@@ -224,7 +266,7 @@ def test_sparse_gradients_are_watched() -> None:
         (table(paddle.arange(4)) * paddle.to_tensor(draw.normal(size=(4, 4)), "float32")).sum().backward()
         optimizer.step()
         optimizer.clear_grad()
-    assert optimizer._inputs.watch.tensor.numpy()[5] == 2
+    assert optimizer._inputs.watch.tensor.numpy()[PASSES] == 2
     assert optimizer.variance_ratio > 1
 
 
@@ -237,19 +279,21 @@ def test_a_refused_step_is_not_counted() -> None:
         fed.optimizer.apply_gradients([(fed.param, paddle.ones([3], "float64"))])
     for _ in range(2):
         fed.step(np.ones(16))
-    assert fed.optimizer._inputs.watch.tensor.numpy()[2:6].tolist() == [0.0, 0.0, 0.0, 1.0]
+    numbers = dict(zip(ENTRIES, fed.optimizer._inputs.watch.tensor.numpy().tolist()))
+    assert (numbers["steps"], numbers["passes"], numbers["sampled"]) == (0.0, 1.0, 0.0)
 
 
 def test_an_overtaken_copy_of_a_device() -> None:
     """Somebody asked, and waited, for newer numbers than those that were on their way."""
-    watch = Watch(5, BatchIndex(5))
-    refused = found(4, 9.0)
-    refused[[2, 6, 7]] = [3, 1, 40]
+    watch, kernel = Watch(5, BatchIndex(5)), Kernel(passes=2)
+    older, old = kernel.close(8.0), kernel.close(9.0)
+    refused = old.copy()
+    refused[[ENTRIES.index("steps"), REFUSALS, REFUSED_INDEX]] = [3, 1, 40]
     with pytest.raises(ValueError, match="received 40"):
         watch.look(refused)
-    assert watch.look(found(4, 9.0)) == 9.0  # an older copy, without the refusal
+    assert watch.look(old) == 9.0  # an older copy, without the refusal
     assert watch.look(refused) == 9.0
-    assert watch.look(found(3, 8.0)) == 9.0
+    assert watch.look(older) == 9.0
 
 
 def test_the_largest_group_is_watched() -> None:
@@ -257,15 +301,17 @@ def test_the_largest_group_is_watched() -> None:
     small, large = paddle.create_parameter([3], "float64"), paddle.create_parameter([16], "float64")
     optimizer = ASGD(0.0, 5, [{"params": [small]}, {"params": [large], "weight_decay": 0.1}])
     with WRONG:
-        for _ in range(25):
+        for _ in range(30):
             small.grad, large.grad = paddle.ones([3], "float64"), paddle.to_tensor(draw.normal(size=16))
             optimizer.step()
 
 
 def test_one_that_changes_alone_is_infinite() -> None:
     """All stored gradients are alike, and equal to this one but for its own: nothing to divide by."""
-    watch = Watch(5, BatchIndex(5))
-    assert watch.look(np.array([0.0, 0.0, 0.0, 2.0, 0.0, 4.0, 0.0, 0.0])) == math.inf
+    watch, kernel = Watch(5, BatchIndex(5)), Kernel()
+    kernel.close(1.0)
+    kernel.values[len(ENTRIES) : len(ENTRIES) + 3] = [2.0, 0.0, 7.0]
+    assert watch.look(kernel.values) == math.inf
 
 
 def test_an_index_that_a_device_has_refused() -> None:
@@ -273,7 +319,7 @@ def test_an_index_that_a_device_has_refused() -> None:
     fed = Fed()
     fed.step(np.ones(16))
     values = fed.optimizer._inputs.watch.tensor.numpy()
-    values[6:] = [1, 40]
+    values[[REFUSALS, REFUSED_INDEX]] = [1, 40]
     fed.optimizer._inputs.watch.tensor.set_value(values)
     for _ in range(3):
         fed.step(np.ones(16))

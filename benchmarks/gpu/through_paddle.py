@@ -49,6 +49,7 @@ class Side:
 
     def __init__(self, paddle: Any, place: Any, dtype: str, grad_dtype: str, master: bool, indexed: bool) -> None:
         from paddle_asgd.sag.slots import clock_length
+        from paddle_asgd.sag.watch import WATCH_SIZE
 
         def zeros(shape: tuple, of: str) -> Any:
             return tensor(paddle, np.zeros(shape, np.uint16 if of == "bfloat16" else of), place)
@@ -62,7 +63,7 @@ class Side:
         self.y = [zeros((N, size), grad_dtype) for size in SIZES]
         self.m = [zeros((clock_length(N) if indexed else 1,), "int64") for _ in SIZES]
         self.masters = [tensor(paddle, x.astype(np.float32), place) for x in start] if master else None
-        self.watch = zeros((8,), "float64")
+        self.watch = zeros((WATCH_SIZE,), "float64")
         self.weights = tensor(paddle, np.array([0.5, 1.75, 0.75]), place) if indexed else None
 
     def step(self, k: int, options: dict) -> None:

@@ -142,7 +142,7 @@ def our_step(library: Path, params: list[torch.Tensor], n: int, watch: bool) -> 
     y = [torch.zeros(n, *p.shape, dtype=p.dtype, device=device) for p in params]
     m = [torch.zeros(1, dtype=torch.int64, device=device) for _ in params]
     masters = [p.detach().float() for p in params] if half else None
-    entries = torch.zeros(8, dtype=torch.float64, device=device)
+    entries = torch.zeros(22, dtype=torch.float64, device=device)  # kWatchSize of csrc/asgd_watch.h
 
     def pointers(tensors: list[torch.Tensor]) -> Any:
         return (ctypes.c_void_p * count)(*(t.data_ptr() for t in tensors))

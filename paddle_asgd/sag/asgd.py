@@ -139,7 +139,12 @@ class ASGD(FusedOptimizer):
 
     @batch_index.setter
     def batch_index(self, value: int | Any) -> None:
-        self._inputs.give_index(value, self._state)
+        self._inputs.give_index(value, self._state, self._parameter_list)
+
+    def clear_grad(self, set_to_zero: bool = True) -> None:
+        """Clear the gradients of all parameters: to zeros, or with ``set_to_zero=False`` to none."""
+        super().clear_grad(set_to_zero)
+        self._inputs.index.mixed = None  # gone with the gradients
 
     def set_batch_index(self, value: int | Any) -> None:
         """Set ``batch_index``. Wrappers such as fleet's forward a method, and keep an attribute to themselves."""

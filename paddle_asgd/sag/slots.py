@@ -14,9 +14,14 @@ import paddle
 from paddle.base.framework import in_dygraph_mode, in_pir_mode
 
 from ..arguments import dtype_name, is_tensor, refuse_state, shown
+from ..caller import warn
 
 #: Of a batch, beside the largest. Far below, a product of weight and gradient would be 0 in float32.
 SMALLEST_WEIGHT = 1e-12
+
+
+class SlotMismatchWarning(UserWarning):
+    """The history is of no use: slots hold gradients that do not fit their batches, or are mixed from several."""
 
 
 class BatchIndex:
@@ -31,6 +36,9 @@ class BatchIndex:
         #: whether one was ever given: from then on every step needs one
         self.in_use = False
         self.next: Any = None
+        #: two indices between two steps, if the gradients of both are in those of the next
+        self.mixed: tuple[int, int] | None = None
+        self._warned = False
 
     def give(self, value: Any) -> None:
         """An int or a tensor of one int64 for the next step; a variable in static graphs."""
@@ -87,9 +95,39 @@ class BatchIndex:
                 "optimizer.batch_index before every step, to the first number that sampler.enumerate(loader) gives"
             )
 
+    def replace(self, before: Any, params: Sequence[Any] | None) -> None:
+        """Note that ``before`` was set, no step took it, and another index has come in its place.
+
+        A batch that was left out has no gradients in the parameters, or none but zeros. A tensor on a device is not
+        compared, because reading it would wait.
+        """
+        different = isinstance(before, int) and isinstance(self.next, int) and before != self.next
+        if different and not self._warned and any(map(_has_gradient, params or ())):
+            self.mixed = (before, self.next)
+
+    def warn_if_mixed(self) -> None:
+        """Tell who accumulates gradients under several indices; before a step, because a filter may raise."""
+        mixed, self.mixed = self.mixed, None
+        if mixed is None or self._warned:
+            return
+        self._warned = True
+        warn(
+            f"batch_index: received {mixed[0]} and then {mixed[1]} before one step, and the parameters held gradients "
+            f"in between. Slot {mixed[1]} will store the gradients of several batches, which fit none of them. Expected "
+            "one index for all gradients that are accumulated for a step: give a paddle_asgd.FixedBatchSampler the "
+            "whole group as its batch_size, split each batch that it gives, and count batch_num in groups.",
+            SlotMismatchWarning,
+        )
+
     def take(self) -> None:
         """The step is over."""
-        self.next = None
+        self.next = self.mixed = None
+
+
+def _has_gradient(param: Any) -> bool:
+    """Whether there is a gradient other than the zeros that ``clear_grad()`` leaves."""
+    grad = None if param.stop_gradient else param._grad_ivar()
+    return grad is not None and (grad.is_selected_rows() or bool(grad.astype("bool").any()))
 
 
 def clock_length(n: int) -> int:

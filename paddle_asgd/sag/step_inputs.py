@@ -5,6 +5,7 @@ Checks and keeps them, and brings each to where the native call wants it. Must n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .slots import (
     normalised_weights,
     static_float64,
 )
-from .watch import ENTRIES, Watch
+from .watch import WATCH_SIZE, Watch
 
 if TYPE_CHECKING:
     from ..fused import Bucket
@@ -60,9 +61,11 @@ class StepInputs:
         """The numbers that each parameter's clock has."""
         return clock_length(self._n) if self.index.in_use else 1
 
-    def give_index(self, value: Any, state: ParameterState) -> None:
+    def give_index(self, value: Any, state: ParameterState, params: Sequence[Any] | None) -> None:
         """The batch index of the next step; with the first, the clocks begin to keep which slots have been seen."""
+        before = self.index.next
         self.index.give(value)
+        self.index.replace(before, params)
         if self.watch is None and _is_on_device(self.index.next):
             self.index.next = None
             raise TypeError(
@@ -89,6 +92,7 @@ class StepInputs:
     def begin(self) -> None:
         """Refuse a step that cannot be taken."""
         self.index.require()
+        self.index.warn_if_mixed()
         # Once a step, however many native calls and attempts it takes.
         if callable(self._theta) and self._theta_now is None:
             if not in_dygraph_mode():
@@ -138,7 +142,7 @@ class StepInputs:
             return None
         if self.watch.tensor is None or not in_dygraph_mode():
             with state_guard():
-                self.watch.tensor = state.place_beside(bucket.params[0], "watch", [len(ENTRIES)], "float64")
+                self.watch.tensor = state.place_beside(bucket.params[0], "watch", [WATCH_SIZE], "float64")
         return self.watch.tensor
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------

@@ -1,45 +1,58 @@
-"""The watch over the slots: reads what the kernel samples, and warns where stored gradients do not fit their batches.
+"""The watch over the slots: reads what the kernel samples, and warns where slots that do not fit their batches do harm.
 
 Must not wait for a device within a step. What is sampled, and how, is in csrc/asgd_watch.h.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
 
 from ..caller import warn
-from .slots import BatchIndex
+from .slots import BatchIndex, SlotMismatchWarning
 
-#: What the kernel keeps, in the order of its enum WatchEntry.
-ENTRIES = (
-    "replaced",
-    "centred",
-    "steps",
-    "last_replaced",
-    "last_centred",
-    "passes",
-    "refusals",
-    "refused_index",
-)
+#: What the kernel keeps, in the order of its enum WatchEntry; behind these, the first three of the last whole passes.
+ENTRIES = ("replaced", "centred", "sampled", "steps", "passes", "refusals", "refused_index")
+PASSES_KEPT = 5
+WATCH_SIZE = len(ENTRIES) + 3 * PASSES_KEPT
 #: In the first passes x moves so far that the last gradient of any batch is out of date.
 PASSES_IGNORED = 3
+#: The spread of right slots' gradients goes on falling; that of wrong ones stops at a floor. It must have fallen to
+#: less than this part within PASSES_KEPT - 1 passes.
+STILL_FALLING = 0.7
 
 
 def threshold(n: int) -> float:
-    """What two passes in a row must not exceed.
+    """The ratio that a pass must not exceed: 0.7 of 2 n / (n + 1), the ratio of slots that are drawn by lot.
 
-    Where slots have nothing to do with batches the ratio is 2 n / (n + 1), and this is 0.7 of it. With n = 35
-    that is 1.36. Wrong slots gave at least 1.5 (100 runs); right ones fall from 0.7 to below 0.01, stay near 0.5 under
-    30 % noise in the input, and exceed 1.36 only with a step size that is about to diverge.
+    Wrong slots exceed it in almost every pass. Right ones do, too, where x still moves and the batches are much alike:
+    then both sums tell how far x has moved, and y_i is older than the mean. So this alone is no reason to warn.
     """
     return 1.4 * n / (n + 1)
 
 
-class SlotMismatchWarning(UserWarning):
-    """Stored gradients tell less about the next ones of their batches than the mean of all does."""
+class Pass(NamedTuple):
+    """What was sampled in one whole pass."""
+
+    replaced: float
+    centred: float
+    sampled: float
+
+    @property
+    def ratio(self) -> float | None:
+        """None if there is nothing to compare, or a gradient was not finite."""
+        if not np.isfinite(self.replaced + self.centred):
+            return None
+        if self.centred == 0:
+            return None if self.replaced == 0 else float("inf")
+        return self.replaced / self.centred
+
+    @property
+    def spread(self) -> float:
+        """The mean of |g - d / seen|^2, NaN in a pass that met no slot for the second time."""
+        return self.centred / self.sampled if self.sampled else float("nan")
 
 
 class Watch:
@@ -56,8 +69,7 @@ class Watch:
         self.tensor: Any = None
         self._steps = 0
         self._claimed = False
-        self._seen: dict[str, float] = dict.fromkeys(ENTRIES, 0.0)
-        self._last: float | None = None
+        self._seen = np.zeros(WATCH_SIZE)
         self._warned = False
         #: on a GPU: the copy under way, and the event that says when it has arrived
         self._in_flight: tuple[Any, Any] | None = None
@@ -97,48 +109,66 @@ class Watch:
         return arrived
 
     def look(self, values: np.ndarray) -> float | None:
-        """Take note of what the kernel has found; raise or warn if need be. Returns the ratio of the last pass."""
-        before, found = self._seen, dict(zip(ENTRIES, values.tolist()))
+        """Take note of what the kernel has found; raise or warn if need be. Returns the ratio of the last pass.
+
+        The kernel's numbers alone decide, so it makes no difference which earlier passes somebody has looked at.
+        """
+        before, found = (dict(zip(ENTRIES, numbers.tolist())) for numbers in (self._seen, values))
         if (found["passes"], found["steps"]) < (before["passes"], before["steps"]):
-            return self._ratio(before)  # a device's copy, overtaken by somebody who asked for the numbers and waited
-        self._seen = found
+            # A device's copy, overtaken by somebody who asked for the numbers and waited.
+            return self._ratio(self._seen)
+        self._seen = values
         if found["refusals"] > before["refusals"]:
             raise ValueError(
                 f"batch_index: received {found['refused_index']:.0f} in an earlier step, expected 0 to {self._n - 1}, "
                 f"for batch_num is {self._n}; steps that changed nothing: {found['refusals'] - before['refusals']:.0f}"
             )
-        ratio = self._ratio(found)
-        if found["passes"] > max(before["passes"], PASSES_IGNORED):
-            last, self._last = self._last, ratio
-            too_large = [value is not None and value > threshold(self._n) for value in (last, ratio)]
-            if all(too_large) and not self._warned:
-                self._warned = True
-                self._warn(ratio)
-        return ratio
+        if found["passes"] > before["passes"] and not self._warned and does_harm(values, self._n):
+            self._warned = True
+            self._warn(last_pass(values).ratio)
+        return self._ratio(values)
 
-    def _ratio(self, found: dict[str, float]) -> float | None:
-        replaced, centred = found["last_replaced"], found["last_centred"]
-        # With one slot both sums are the same. NaN: a gradient was not finite.
-        if self._n == 1 or found["passes"] == 0 or not np.isfinite(replaced + centred):
-            return None
-        if centred == 0:
-            return None if replaced == 0 else float("inf")
-        return replaced / centred
+    def _ratio(self, values: np.ndarray) -> float | None:
+        # With one slot both sums are the same.
+        return None if self._n == 1 else last_pass(values).ratio
 
     def _warn(self, ratio: float) -> None:
         wrong_index = (
-            "Most often batch_index is not the batch's own number: take it from sampler.enumerate(loader) of a "
-            "paddle_asgd.FixedBatchSampler, not from Python's enumerate(loader)"
+            "batch_index is not the batch's own number (take it from sampler.enumerate(loader) of a "
+            "paddle_asgd.FixedBatchSampler, not from Python's enumerate(loader))"
             if self._index.in_use
-            else "Most often slot and batch do not match: a loader with shuffle=True (use "
-            "paddle_asgd.FixedBatchSampler and set optimizer.batch_index from its enumerate(loader))"
+            else "the loader has shuffle=True (use paddle_asgd.FixedBatchSampler and set optimizer.batch_index from its "
+            "enumerate(loader))"
         )
         warn(
             "ASGD: in two passes in a row the gradients stored for the batches told less about the next ones than the "
             f"mean of all gradients (variance_ratio {ratio:.2g}; towards 0 stored gradients help, near 2 they have "
-            "nothing to do with the batch). SAG is then no better than SGD and takes batch_num times the memory. "
-            f"{wrong_index}, or batch_num={self._n} is not the number of batches. Else the learning_rate is close to "
-            "its limit or above: halve it. Or the gradient of a batch changes between passes by augmentation or "
-            "dropout: SGD suits better.",
+            "nothing to do with the batch), and the gradients' spread no longer falls. Either slots and batches do not "
+            f"match: {wrong_index}, or batch_num={self._n} is not the number of batches. Then SAG is no better than SGD "
+            "and takes batch_num times the memory. Or the slots are right, and the learning rate is at the limit that "
+            "a fixed or reshuffled order sets: theta=0.2 lifts most of it. Or a batch's gradient changes between passes "
+            "by augmentation or dropout: SGD suits better. Or the batches are much alike: that is harmless. To find "
+            "out, take a few passes with set_lr(0): variance_ratio falls towards 0 if the slots are right.",
             SlotMismatchWarning,
         )
+
+
+def last_pass(values: np.ndarray, back: int = 0) -> Pass:
+    """The last whole pass in the kernel's numbers, or the one that was ``back`` before it; zeros before there is one."""
+    passes = int(values[ENTRIES.index("passes")])
+    begin = len(ENTRIES) + 3 * ((passes - 1 - back) % PASSES_KEPT)
+    return Pass(*values[begin : begin + 3].tolist())
+
+
+def does_harm(values: np.ndarray, n: int) -> bool:
+    """Whether the kernel's numbers speak of wrong slots that keep the steps from converging.
+
+    Both of the last passes exceed the threshold, and the spread is not well below that of the first pass kept.
+    """
+    if n == 1 or values[ENTRIES.index("passes")] < PASSES_IGNORED + 2:
+        return False
+    last = last_pass(values)
+    ratios = (last.ratio, last_pass(values, 1).ratio)
+    if any(ratio is None or ratio <= threshold(n) for ratio in ratios):
+        return False
+    return last.spread > STILL_FALLING * last_pass(values, PASSES_KEPT - 1).spread

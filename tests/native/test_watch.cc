@@ -46,7 +46,7 @@ void check_runs() {
 
 void check_entries() {
   using namespace paddle_asgd;
-  double watch[kWatchSize] = {3, 5, 0, 0, 0, 0, 0, 0};
+  double watch[kWatchSize] = {3, 5, 7};
   for (int64_t step = 1; step <= 2; ++step) {
     close_step(watch, 3);
     CHECK(watch[kSteps] == step && watch[kReplaced] == 3 && watch[kPasses] == 0, "step %ld", step);
@@ -54,15 +54,29 @@ void check_entries() {
   refuse_index(watch, -7);
   refuse_index(watch, 11);
   close_step(watch, 3);
-  const double kExpected[kWatchSize] = {0, 0, 0, 3, 5, 1, 2, 11};
+  const double kExpected[kWatchSize] = {0, 0, 0, 0, 1, 2, 11, 3, 5, 7};
   for (int i = 0; i < kWatchSize; ++i) CHECK(watch[i] == kExpected[i], "entry %d: %g", i, watch[i]);
+  // Seven passes, of which the last five are kept; the sixth is where the first was.
+  for (int pass = 2; pass <= 7; ++pass) {
+    for (int i = 0; i < 3; ++i) watch[kReplaced + i] = 10 * pass + i;
+    for (int step = 0; step < 3; ++step) close_step(watch, 3);
+  }
+  const double kKeptExpected[kWatchSize] = {0,  0,  0,  0,  7,  2,  11, 60, 61, 62, 70,
+                                            71, 72, 30, 31, 32, 40, 41, 42, 50, 51, 52};
+  for (int i = 0; i < kWatchSize; ++i) CHECK(watch[i] == kKeptExpected[i], "entry %d: %g", i, watch[i]);
 }
 
 // ---- Sums ----------------------------------------------------------------------------------------------------------
 
 struct Sums {
-  double replaced = 0, centred = 0;
+  double replaced = 0, centred = 0, sampled = 0;
 };
+
+// What the last whole pass has left.
+const double* last_pass(const double* watch) {
+  const int64_t passes = static_cast<int64_t>(watch[paddle_asgd::kPasses]);
+  return watch + paddle_asgd::kKept + (passes == 0 ? 0 : 3 * ((passes - 1) % paddle_asgd::kPassesKept));
+}
 
 template <typename T>
 void add_run(const Tensor& t, const Visit& visit, double divisor, int64_t begin, Sums* sums) {
@@ -72,6 +86,7 @@ void add_run(const Tensor& t, const Visit& visit, double divisor, int64_t begin,
     const double mean = static_cast<T>(t.d.at(e)) * share;
     sums->replaced += (g - y_i) * (g - y_i);
     sums->centred += (g - mean) * (g - mean);
+    sums->sampled += 1;
   }
 }
 
@@ -124,8 +139,10 @@ void check_steps(const Tensors& watched, const Tensors& unwatched, Plan* plan, i
     CHECK(got[paddle_asgd::kRefusals] == 0 && got[paddle_asgd::kRefusedIndex] == 0, "%s", where.c_str());
     const double expected[][2] = {{got[paddle_asgd::kReplaced], pass.replaced},
                                   {got[paddle_asgd::kCentred], pass.centred},
-                                  {got[paddle_asgd::kLastReplaced], last.replaced},
-                                  {got[paddle_asgd::kLastCentred], last.centred}};
+                                  {got[paddle_asgd::kSampled], pass.sampled},
+                                  {last_pass(got)[0], last.replaced},
+                                  {last_pass(got)[1], last.centred},
+                                  {last_pass(got)[2], last.sampled}};
     for (const auto& row : expected) {
       CHECK(std::isfinite(row[0]) && (!sums || close(row[0], row[1])), "%s: %.17g, not %.17g", where.c_str(), row[0],
             row[1]);
@@ -133,7 +150,7 @@ void check_steps(const Tensors& watched, const Tensors& unwatched, Plan* plan, i
     plan->draw();
   }
   CHECK(first_visits >= plan->n && first_visits < steps, "%ld first visits", first_visits);
-  CHECK(plan->watch_sums()[paddle_asgd::kLastReplaced] > 0, "nothing was sampled");
+  CHECK(last_pass(plan->watch_sums())[0] > 0, "nothing was sampled");
 }
 
 void check_sums(const Types& types, const Mode& mode, int64_t n, const std::vector<int64_t>& sizes, int64_t steps) {
@@ -188,8 +205,10 @@ void check_worked_example() {
     const double* got = plan.watch_sums();
     CHECK(got[paddle_asgd::kReplaced] == row.replaced && got[paddle_asgd::kCentred] == row.centred, "%g: %g %g", row.g,
           got[paddle_asgd::kReplaced], got[paddle_asgd::kCentred]);
-    CHECK(got[paddle_asgd::kLastReplaced] == row.last_replaced && got[paddle_asgd::kLastCentred] == row.last_centred,
-          "%g: %g %g", row.g, got[paddle_asgd::kLastReplaced], got[paddle_asgd::kLastCentred]);
+    const double* last = last_pass(got);
+    CHECK(last[0] == row.last_replaced && last[1] == row.last_centred, "%g: %g %g", row.g, last[0], last[1]);
+    CHECK(last[2] == (row.last_centred > 0 ? 8 : 0) && got[paddle_asgd::kSampled] == (row.centred > 0 ? 4 : 0),
+          "%g: %g %g", row.g, last[2], got[paddle_asgd::kSampled]);
   }
 }
 

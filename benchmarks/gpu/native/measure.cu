@@ -35,7 +35,8 @@ struct Case {
 // The tensors of a case, in one piece of memory that is full of numbers.
 class Tensors {
  public:
-  explicit Tensors(const Case& c) : memory_(bytes_of(c)), clocks_(8 * c.sizes.size()), watch_(8 * 8) {
+  explicit Tensors(const Case& c)
+      : memory_(bytes_of(c)), clocks_(8 * c.sizes.size()), watch_(paddle_asgd::kWatchSize * sizeof(double)) {
     for (size_t begin = 0; begin < memory_.size(); begin += kFilled) {
       const int64_t count = static_cast<int64_t>(std::min(kFilled, memory_.size() - begin) / 2);
       fill_on_device(memory_.at(begin), count, begin, nullptr);

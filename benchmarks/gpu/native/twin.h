@@ -103,7 +103,7 @@ class Twin {
     watch_.download(got);
     for (int i = 0; i < kWatchSize; ++i) {
       const double expected = plan.watch_sums()[i];
-      const bool sum = i == kReplaced || i == kCentred || i == kLastReplaced || i == kLastCentred;
+      const bool sum = i <= kSampled || i >= kKept;
       tally->count();
       if (sum ? !sums || close(got[i], expected) : got[i] == expected) continue;
       tally->differ(where + ": watch entry " + std::to_string(i) + ": " + std::to_string(got[i]) + ", not " +
