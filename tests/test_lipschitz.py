@@ -181,6 +181,37 @@ def test_rounding_is_no_violation(dtype: str, offset: float, scale: float) -> No
     assert search.lipschitz < 2.0
 
 
+@pytest.mark.parametrize("times", [0.5, 2])
+@pytest.mark.parametrize(
+    ("dtype", "of_loss", "epsilon"),
+    [
+        ("float64", "float64", 2.0**-52),
+        ("float32", "float32", 2.0**-23),
+        ("float64", "float32", 2.0**-23),
+        ("float16", "float32", 2.0**-10),
+        ("bfloat16", "float32", 2.0**-7),
+    ],
+)
+def test_rounding_that_is_allowed_for(dtype: str, of_loss: str, epsilon: float, times: float) -> None:
+    """Four times the coarser epsilon, relative to the loss: half of that is no violation, and twice that is one."""
+    param = parameter([1.0], dtype) if dtype in ("float16", "bfloat16") else paddle.to_tensor([1.0], dtype=dtype)
+    param.stop_gradient = False
+    # The loss is 1 and the gradient 1/2, and at L = 2 the loss has to fall by 1/16.
+    tried = iter([1 - 1 / 16 + times * 4 * epsilon, 0.0])
+    seen: list = []
+
+    def closure() -> Any:
+        seen.append(0)
+        if len(seen) == 1:
+            return param.astype(of_loss).sum() / 2 + 0.5
+        return paddle.to_tensor(next(tried), dtype=of_loss)
+
+    search = LipschitzSearch(ASGD(0.1, 3, [param], multi_precision=True), initial=2.0)
+    search.step(closure)
+    assert len(seen) == (2 if times < 1 else 3)
+    np.testing.assert_allclose(search.lipschitz * 2 ** (1 / 3), 2.0 if times < 1 else 4.0, rtol=1e-14)
+
+
 FROZEN = "frozen"
 DECAYS: dict[str, tuple] = {
     "none": ({}, {}, 0.0),

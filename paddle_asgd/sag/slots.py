@@ -112,10 +112,10 @@ class BatchIndex:
             return
         self._warned = True
         warn(
-            f"batch_index: received {mixed[0]} and then {mixed[1]} before one step, and the parameters held gradients "
-            f"in between. Slot {mixed[1]} will store the gradients of several batches, which fit none of them. Expected "
-            "one index for all gradients that are accumulated for a step: give a paddle_asgd.FixedBatchSampler the "
-            "whole group as its batch_size, split each batch that it gives, and count batch_num in groups.",
+            f"batch_index: received {mixed[0]} and then {mixed[1]} before one step, with gradients in the parameters: "
+            f"slot {mixed[1]} stores a mixture of several batches. Expected one index for all gradients that are "
+            "accumulated for a step: give a paddle_asgd.FixedBatchSampler the whole group as its batch_size, and split "
+            "each batch that it gives; batch_num is then the number of groups.",
             SlotMismatchWarning,
         )
 

@@ -137,24 +137,24 @@ class Watch:
             "batch_index is not the batch's own number (take it from sampler.enumerate(loader) of a "
             "paddle_asgd.FixedBatchSampler, not from Python's enumerate(loader))"
             if self._index.in_use
-            else "the loader has shuffle=True (use paddle_asgd.FixedBatchSampler and set optimizer.batch_index from its "
-            "enumerate(loader))"
+            else "the loader has shuffle=True (use a paddle_asgd.FixedBatchSampler, and set optimizer.batch_index from "
+            "its enumerate(loader))"
         )
         warn(
             "ASGD: in two passes in a row the gradients stored for the batches told less about the next ones than the "
-            f"mean of all gradients (variance_ratio {ratio:.2g}; towards 0 stored gradients help, near 2 they have "
-            "nothing to do with the batch), and the gradients' spread no longer falls. Either slots and batches do not "
-            f"match: {wrong_index}, or batch_num={self._n} is not the number of batches. Then SAG is no better than SGD "
-            "and takes batch_num times the memory. Or the slots are right, and the learning rate is at the limit that "
-            "a fixed or reshuffled order sets: theta=0.2 lifts most of it. Or a batch's gradient changes between passes "
-            "by augmentation or dropout: SGD suits better. Or the batches are much alike: that is harmless. To find "
-            "out, take a few passes with set_lr(0): variance_ratio falls towards 0 if the slots are right.",
+            f"mean of all gradients does (variance_ratio {ratio:.2g}; near 0 they fit, near 2 they have nothing to do "
+            "with the batches), and the spread of the gradients has stopped falling. To tell the causes apart, train a "
+            "few passes with set_lr(0): variance_ratio falls towards 0 if every slot has its batch. "
+            f"If it does not, either slots and batches do not match: {wrong_index}, or batch_num={self._n} is not the "
+            "number of batches; or a batch's gradient changes between passes by augmentation or dropout, and SGD suits "
+            "better. If it does, the learning rate is probably at the limit that a fixed or reshuffled order sets: "
+            "theta=0.2 lifts most of it, and order='replacement' has none. Batches that are much alike are harmless.",
             SlotMismatchWarning,
         )
 
 
 def last_pass(values: np.ndarray, back: int = 0) -> Pass:
-    """The last whole pass in the kernel's numbers, or the one that was ``back`` before it; zeros before there is one."""
+    """The last whole pass in the kernel's numbers, or the one ``back`` before it; zeros before there is one."""
     passes = int(values[ENTRIES.index("passes")])
     begin = len(ENTRIES) + 3 * ((passes - 1 - back) % PASSES_KEPT)
     return Pass(*values[begin : begin + 3].tolist())
