@@ -13,6 +13,7 @@ import pytest
 from problems import Quadratic, StaticRun, bits, state_of
 from trial import Trial
 
+from benchmarks.false_alarms import warned_in
 from paddle_asgd import ASGD, SlotMismatchWarning
 from paddle_asgd.sag.slots import BatchIndex
 from paddle_asgd.sag.watch import ENTRIES, PASSES_KEPT, WATCH_SIZE, Watch
@@ -328,3 +329,17 @@ def test_an_index_that_a_device_has_refused() -> None:
     ):
         fed.step(np.ones(16))
     fed.step(np.ones(16))
+
+
+@pytest.mark.parametrize(
+    ("n", "noise", "order", "step", "passes"),
+    [(5, 0.01, "reshuffle", 0.5, 12), (5, 0.01, "sequential", 0.25, 12), (3, 0.1, "replacement", 0.5, 15)],
+)
+def test_batches_that_are_much_alike_do_not_warn(n: int, noise: float, order: str, step: float, passes: int) -> None:
+    """Right slots: in these runs the ratio exceeds its threshold in two passes in a row, and nothing is wrong."""
+    assert warned_in(n, noise, order, step, 0, passes) is None
+
+
+@pytest.mark.parametrize("n", [5, 8])
+def test_shuffled_samples_warn(n: int) -> None:
+    assert warned_in(n, 0.1, "shuffled", 1.0, 0) is not None

@@ -163,7 +163,8 @@ def last_pass(values: np.ndarray, back: int = 0) -> Pass:
 def does_harm(values: np.ndarray, n: int) -> bool:
     """Whether the kernel's numbers speak of wrong slots that keep the steps from converging.
 
-    Both of the last passes exceed the threshold, and the spread is not well below that of the first pass kept.
+    Both of the last passes exceed the threshold, and no spread is well below that of the first pass kept: one that
+    swings is not at a floor.
     """
     if n == 1 or values[ENTRIES.index("passes")] < PASSES_IGNORED + 2:
         return False
@@ -171,4 +172,5 @@ def does_harm(values: np.ndarray, n: int) -> bool:
     ratios = (last.ratio, last_pass(values, 1).ratio)
     if any(ratio is None or ratio <= threshold(n) for ratio in ratios):
         return False
-    return last.spread > STILL_FALLING * last_pass(values, PASSES_KEPT - 1).spread
+    floor = STILL_FALLING * last_pass(values, PASSES_KEPT - 1).spread
+    return all(last_pass(values, back).spread > floor for back in range(PASSES_KEPT - 1))

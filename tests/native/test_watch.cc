@@ -207,7 +207,8 @@ void check_worked_example() {
           got[paddle_asgd::kReplaced], got[paddle_asgd::kCentred]);
     const double* last = last_pass(got);
     CHECK(last[0] == row.last_replaced && last[1] == row.last_centred, "%g: %g %g", row.g, last[0], last[1]);
-    CHECK(last[2] == (row.last_centred > 0 ? 8 : 0) && got[paddle_asgd::kSampled] == (row.centred > 0 ? 4 : 0),
+    CHECK(last[2] == (row.last_centred > 0 ? 8 : 0) &&
+              got[paddle_asgd::kSampled] == (row.replaced + row.centred > 0 ? 4 : 0),
           "%g: %g %g", row.g, last[2], got[paddle_asgd::kSampled]);
   }
 }
