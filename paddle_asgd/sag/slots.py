@@ -32,11 +32,10 @@ class BatchIndex:
         self.in_use = False
         self.next: Any = None
 
-    def give(self, value: Any) -> None:
-        """An int or a tensor of one int64 for the next step; a variable in static graphs."""
+    def checked(self, value: Any) -> Any:
+        """An int or a tensor of one int64 that may become ``next``; a variable in static graphs."""
         if is_tensor(value):
-            self.next = self._checked_tensor(value)
-            return
+            return self._checked_tensor(value)
         try:
             index = operator.index(value) if not isinstance(value, (bool, np.bool_)) else None
         except TypeError:
@@ -48,7 +47,7 @@ class BatchIndex:
                 f"batch_index: received {index} in static graph mode, where it would be the same in every run, "
                 "expected an int64 variable that is fed: paddle.static.data('batch_index', [1], 'int64')"
             )
-        self.next = self._in_range(index)
+        return self._in_range(index)
 
     def _in_range(self, index: int) -> int:
         if not 0 <= index < self._n:
@@ -86,10 +85,6 @@ class BatchIndex:
                 f"batch_index: received none for this step, expected 0 to {self._n - 1}, as earlier steps had one; set "
                 "optimizer.batch_index before every step, to the first number that sampler.enumerate(loader) gives"
             )
-
-    def take(self) -> None:
-        """The step is over."""
-        self.next = None
 
 
 def clock_length(n: int) -> int:
