@@ -148,6 +148,7 @@ class ParameterState:
 
     def drop(self, param: Any) -> None:
         """Forget the parameter's history."""
+        self._optimizer._plan = None  # which holds these tensors
         for call in self.dropping(param):
             call()
 
