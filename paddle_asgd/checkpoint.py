@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
 import paddle
@@ -18,6 +19,7 @@ from paddle.optimizer.lr import LambdaDecay, LRScheduler
 from .arguments import FLOATING, dtype_name, refuse_state, shown
 from .caller import warn
 from .state import StateTensor, gradient_dtypes, is_16_bit
+from .uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from .fused import FusedOptimizer
@@ -57,8 +59,8 @@ def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
 
 
 @paddle.no_grad()
-def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
-    """Match, check, then copy."""
+def load(optimizer: FusedOptimizer, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
+    """Match, check, then copy. No interrupt can come within the copying and ``more``, further calls of C."""
     _require_dygraph(optimizer, "set_state_dict")
     if not isinstance(state_dict, dict):
         raise TypeError(f"set_state_dict: received {type(state_dict).__name__}, expected a dict")
@@ -74,13 +76,21 @@ def load(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
     if not any(param.name in found for param in optimizer._parameter_list) and found:
         found, masters = _match_by_position(optimizer, found, masters)
     loaded = _match_by_name(optimizer, found, dict(masters), complete)
-    optimizer._adapt_loaded({name: entry.state for name, entry in loaded.items()})
-    for param in optimizer._parameter_list:
-        _check_entries(optimizer, param, loaded[param.name])
-    for param in optimizer._parameter_list:
-        _copy(optimizer, param, loaded[param.name])
-    if scheduler is not None:
-        optimizer._learning_rate.set_state_dict(scheduler)
+    undo: list[Callable[[], Any]] = []
+    try:
+        optimizer._adapt_loaded({name: entry.state for name, entry in loaded.items()}, undo)
+        for param in optimizer._parameter_list:
+            _check_entries(optimizer, param, loaded[param.name])
+        copies = [call for p in optimizer._parameter_list for call in _copies(optimizer, p, loaded[p.name], undo)]
+        if scheduler is not None:
+            own = optimizer._learning_rate
+            undo.append(partial(own.set_state_dict, own.state_dict()))
+            own.set_state_dict(scheduler)
+        uninterrupted(*copies, *more, undo.clear)
+    except BaseException:
+        for call in undo:
+            call()
+        raise
 
 
 def _require_dygraph(optimizer: FusedOptimizer, caller: str) -> None:
@@ -262,30 +272,40 @@ def as_tensor(param: str, name: str, value: Any) -> Any:
     return value
 
 
-def _copy(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:
-    """Into the optimizer's own tensors: those of the checkpoint stay the caller's."""
+def _copies(
+    optimizer: FusedOptimizer, param: Any, loaded: _Loaded, undo: list[Callable[[], Any]]
+) -> list[Callable[[], Any]]:
+    """Make the tensors that are missing; returns the calls, of C alone, that copy into the optimizer's own tensors.
+
+    Those of the checkpoint stay the caller's. What unmakes the new ones is appended to ``undo``.
+    """
+    state, calls = optimizer._state, []
     values = {name: as_tensor(param.name, name, value) for name, value in loaded.state.items()}
-    owned = optimizer._state.of(param)
-    if owned is not None and [(tensor.dtype, tensor.shape) for tensor in owned] != [
-        (values[entry.name].dtype, values[entry.name].shape) if entry.name in values else None
-        for entry in optimizer._state.layout
-    ]:
-        optimizer._state.drop(param)
-        owned = None
-    if not values and loaded.master is None:
-        # The next step makes it again from the parameter, as a first step does.
-        optimizer._master_weights.pop(param.name, None)
+    if values:
+        gradient = next(values[entry.name].dtype for entry in state.layout if entry.dtype == "gradient")
+        owned, _ = state.of_step(param, gradient, undo)
+        for entry, tensor in zip(state.layout, owned):
+            value = values[entry.name]
+            # A sum is brought to the dtype that is computed in; the others keep the checkpoint's dtype.
+            fits = entry.dtype == "compute" or tensor.dtype == value.dtype
+            if fits and list(tensor.shape) == list(value.shape):
+                calls += _assignment(tensor, value)
+            else:
+                calls.append(state.replacement(param, entry.name, value))
+    else:
+        calls += state.dropping(param)
     if loaded.master is not None:
-        _assign(optimizer._state.master_of(param), as_tensor(param.name, _MASTERS, loaded.master))
-    if not values:
-        return
-    if owned is None:
-        gradient = next(values[entry.name].dtype for entry in optimizer._state.layout if entry.dtype == "gradient")
-        owned = optimizer._state.create(param, gradient)
-    for entry, tensor in zip(optimizer._state.layout, owned):
-        _assign(tensor, values[entry.name])
+        if state.held_master(param) is None:
+            undo.append(state.dropping_master(param))
+        calls += _assignment(state.master_of(param), as_tensor(param.name, _MASTERS, loaded.master))
+    elif not values:
+        # The next step makes it again from the parameter, as a first step does.
+        calls.append(state.dropping_master(param))
+    return calls
 
 
-def _assign(target: Any, value: Any) -> None:
+def _assignment(target: Any, value: Any) -> list[Callable[[], Any]]:
     """In place, so that whoever holds the target sees it, on the target's device and in its dtype."""
-    target.set_value(value if value.dtype == target.dtype else value.astype(target.dtype))
+    if math.prod(target.shape) == 0:
+        return []  # some versions of Paddle refuse to copy nothing
+    return [partial(target.copy_, value if value.dtype == target.dtype else value.astype(target.dtype), True)]

@@ -7,6 +7,7 @@ between versions of Paddle. Options, state, checkpoints and checks of arguments 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Callable, NamedTuple, NoReturn
 
 import paddle
@@ -21,6 +22,7 @@ from .arguments import is_tensor
 from .options import ClipByGroup, Pairs, ParameterOptions
 from .shortcut import StepPlan
 from .state import ParameterState, StateTensor, state_guard
+from .uninterrupted import uninterrupted
 
 
 class Bucket(NamedTuple):
@@ -48,8 +50,8 @@ def _shaped(param: Any, grad: Any) -> Any:
 class FusedOptimizer(Optimizer):
     """Base of optimizers that update all parameters in one native call.
 
-    A subclass implements ``_update``, and says what it keeps for each parameter (``layout``) and which of its arguments
-    a checkpoint depends on (``hyperparameters``).
+    A subclass implements ``_native_call``, and says what it keeps for each parameter (``layout``) and which of its
+    arguments a checkpoint depends on (``hyperparameters``).
     """
 
     def __init__(
@@ -89,22 +91,39 @@ class FusedOptimizer(Optimizer):
         self._state = ParameterState(self, layout)
         self._hyperparameters = hyperparameters
         self._plan: StepPlan | None = None
+        #: whether the call of a wrapper that comes group by group is the last of its step, and the first to update
         self._ends_step = True
+        self._first_part = True
 
-    def _update(
-        self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any, check_only: bool = False
-    ) -> None:
-        """Make the native call of this optimizer, or only its checks."""
+    def _native_call(
+        self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, first: bool, check_only: bool = False
+    ) -> Callable[[], None]:
+        """Prepare the native call of this optimizer, or of its checks only; in dygraph a call of C alone.
+
+        Args:
+            bucket: what it updates.
+            rates: the learning rate and the weight decay.
+            found_inf: None, or in static graphs a variable.
+            first: whether no earlier call belongs to the same step.
+            check_only: check, and change nothing.
+        """
         raise NotImplementedError
 
     def _begin_step(self) -> None:
         """Refuse a step that cannot be taken, before anything is done; for subclasses."""
 
-    def _end_step(self) -> None:
-        """After a step that was taken, or skipped for an Inf; for subclasses."""
+    def _step_taken(self) -> list[Callable[[], Any]]:
+        """What a step that is taken, or skipped for an Inf, changes besides its tensors: calls of C; for subclasses."""
+        return []
 
-    def _adapt_loaded(self, states: dict[str, dict[str, Any]]) -> None:
-        """Bring what a checkpoint holds for each parameter into the form of this optimizer's state; for subclasses."""
+    def _end_step(self) -> None:
+        """After such a step: what may be left out if an interrupt comes before; for subclasses."""
+
+    def _adapt_loaded(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
+        """Bring what a checkpoint holds for each parameter into the form of this optimizer's state; for subclasses.
+
+        What is changed in the optimizer for that is undone by ``undo`` if the checkpoint is not loaded.
+        """
 
     # ---- The ways to a step -----------------------------------------------------------------------------------------
 
@@ -151,6 +170,8 @@ class FusedOptimizer(Optimizer):
         # A wrapper may come with one group at a time, of which the last ends the step, or with one group for all.
         by_group = isinstance(params_grads, dict) and isinstance(self._param_groups[0], dict)
         self._ends_step = not by_group or param_group_idx == len(self._param_groups) - 1
+        # An interrupt may have ended the last step between two groups.
+        self._first_part = self._first_part or not by_group or param_group_idx == 0
         if isinstance(params_grads, dict):
             params_grads = params_grads["params"]
         if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):
@@ -172,13 +193,17 @@ class FusedOptimizer(Optimizer):
     @paddle.no_grad()
     def _create_optimization_pass(self, parameters_and_grads: Pairs, param_group_idx: int = 0) -> list:
         """Where every way to a step meets: dygraph updates at once, static graphs append the operator."""
+        ends, self._ends_step = self._ends_step, True
         self._begin_step()
         pairs = [(p, _shaped(p, g)) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
         if in_dygraph_mode():
-            if not self._skips_step():
+            if self._skips_step():
+                uninterrupted(*self._account_for([], ends))
+            else:
+                self._plan = None
                 pairs = [(p, self._native_form(p, g)) for p, g in pairs]
-                self._plan = StepPlan.of(self, self._update_buckets(pairs, None))
-            if self._ends_step:
+                self._plan = StepPlan.of(self, self._update_buckets(pairs, None, ends))
+            if ends:
                 self._end_step()
             return []
         program = paddle.static.default_main_program()
@@ -186,7 +211,7 @@ class FusedOptimizer(Optimizer):
         # The role tells Paddle which operators to drop when the program is cloned for evaluation.
         with program._optimized_guard([item for pair in pairs for item in pair]), name_scope("optimizer"):
             self._create_global_learning_rate()
-            self._update_buckets(pairs, self._get_auxiliary_var("found_inf"))
+            self._update_buckets(pairs, self._get_auxiliary_var("found_inf"), True)
         self._end_step()
         return list(program.global_block().ops)[before:]
 
@@ -223,38 +248,53 @@ class FusedOptimizer(Optimizer):
             return _C_ops.add_n([paddle.zeros_like(param, dtype=grad.dtype), grad])
         return grad if grad.is_contiguous() else grad.contiguous()
 
-    def _update_buckets(self, pairs: Pairs, found_inf: Any) -> list[Bucket]:
-        """One native call for all parameters that share learning rate and decay; almost always that is one call."""
-        fresh: list = []
+    def _update_buckets(self, pairs: Pairs, found_inf: Any, ends: bool) -> list[Bucket]:
+        """Make what state is missing, and update; a step that is refused or interrupted leaves no state behind."""
+        undo: list[Callable[[], Any]] = []
         try:
-            buckets = self._fill_buckets(pairs, fresh)
-            rate, decay = self._learning_rate_of_step, self._decay_of_step
-            calls = [(b, rate(b.learning_rate), decay(b.weight_decay), found_inf) for b in buckets]
-            if len(calls) > 1 and in_dygraph_mode():
-                # All or nothing: what the last call would refuse, the first must not have begun.
-                for call in calls:
-                    self._update(*call, check_only=True)
-            for call in calls:
-                self._update(*call)
-        except Exception:
-            # State made for a gradient that does not fit would refuse every one that does, and memory may have run out
-            # between two tensors of a state.
-            for param in fresh:
-                self._state.forget(param)
+            buckets = self._fill_buckets(pairs, undo)
+            # A step that was taken is not undone, even if an interrupt comes right behind it.
+            self._take(buckets, found_inf, ends, undo.clear)
+        except BaseException:
+            for call in undo:
+                call()
             raise
         return buckets
 
-    def _fill_buckets(self, pairs: Pairs, fresh: list) -> list[Bucket]:
-        """Sort the parameters into buckets; those whose state has to be made are added to ``fresh``."""
+    def _take(self, buckets: list[Bucket], found_inf: Any, ends: bool, *more: Callable[[], Any]) -> None:
+        """One native call for all parameters that share learning rate and decay; almost always that is one call.
+
+        In dygraph no interrupt can come between these calls, nor between them and what is noted of the step.
+
+        Args:
+            buckets: what to update.
+            found_inf: None, or in static graphs a variable.
+            ends: whether this is the last part of the step.
+            more: further calls of C that belong to the step.
+        """
+        rates = [(self._learning_rate_of_step(b.learning_rate), self._decay_of_step(b.weight_decay)) for b in buckets]
+        if len(buckets) > 1 and in_dygraph_mode():
+            # All or nothing: what the last call would refuse, the first must not have begun.
+            for bucket, pair in zip(buckets, rates):
+                self._native_call(bucket, pair, found_inf, first=False, check_only=True)()
+        calls = [
+            self._native_call(bucket, pair, found_inf, first=self._first_part and i == 0)
+            for i, (bucket, pair) in enumerate(zip(buckets, rates))
+        ]
+        uninterrupted(*calls, *self._account_for(calls, ends), *more)
+
+    def _account_for(self, calls: list, ends: bool) -> list[Callable[[], Any]]:
+        """What is noted when these calls, a step or a part of one, have been made: further calls of C."""
+        first_again = ends or (self._first_part and not calls)
+        return [partial(setattr, self, "_first_part", first_again), *(self._step_taken() if ends else ())]
+
+    def _fill_buckets(self, pairs: Pairs, undo: list[Callable[[], Any]]) -> list[Bucket]:
+        """Sort the parameters into buckets; what unmakes state that has to be made is appended to ``undo``."""
         buckets: dict[tuple, Bucket] = {}
         with state_guard():
             for param, grad in pairs:
                 options = self._options.of(param)
-                state = self._state.of(param)
-                if state is None:
-                    fresh.append(param)
-                    state = self._state.create(param, grad.dtype)
-                master = self._state.master_of(param)
+                state, master = self._state.of_step(param, grad.dtype, undo)
                 key = (*(id(o) if is_tensor(o) else o for o in options[:2]), master is None)
                 bucket = buckets.get(key)
                 if bucket is None:
@@ -327,8 +367,12 @@ class FusedOptimizer(Optimizer):
         Raises:
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
         """
+        self._load(state_dict)
+
+    def _load(self, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
+        """The same, and with the copying further calls of C that belong to it."""
         self._plan = None
-        checkpoint.load(self, state_dict)
+        checkpoint.load(self, state_dict, *more)
 
     load_state_dict = set_state_dict
 

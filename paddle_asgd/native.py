@@ -6,7 +6,8 @@ No other file may import the library; and none of Paddle's Optimizer is known he
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -133,6 +134,11 @@ def asgd_update(
         read = {"grads": grads, "learning_rate": learning_rate, "weight_decay": weight_decay, "found_inf": found_inf}
         read.update(batch_index=batch_index, batch_weights=batch_weights, theta=theta)
         _append_to_block(written, read)
+
+
+def asgd_call(*arguments: Any) -> Callable[[], None]:
+    """A call of ``asgd_update`` with all its arguments, yet to be made; in dygraph it is a call of C++ alone."""
+    return partial(_C.asgd_update if in_dygraph_mode() else asgd_update, *arguments)
 
 
 def asgd_norm(

@@ -47,9 +47,8 @@ class StepPlan(NamedTuple):
         if grads is None:
             return False
         optimizer._begin_step()
-        rate = optimizer._learning_rate_of_step(bucket.learning_rate)
         try:
-            optimizer._update(bucket._replace(grads=grads), rate, optimizer._decay_of_step(bucket.weight_decay), None)
+            optimizer._take([bucket._replace(grads=grads)], None, True)
         except ValueError:
             # A strided or ill-fitting gradient, or a sparse one on a GPU. The full way knows what to do or says what is
             # wrong.

@@ -6,6 +6,7 @@ Creates, finds and drops them, and the float32 master weights of 16-bit paramete
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
@@ -58,12 +59,14 @@ class ParameterState:
         return name if prefix is None else f"{prefix}_{name}"
 
     def of(self, param: Any) -> list | None:
-        """The parameter's tensors in the order of the layout; None before its first step."""
+        """The parameter's tensors in the order of the layout; None before its first step.
+
+        An interrupt may have left some of them. These count as none, and ``create`` makes all of them again.
+        """
         owner = self._owner_name(param)
         accumulators = self._optimizer._accumulators
-        if owner not in accumulators.get(self.key(self.layout[0].name), ()):
-            return None
-        return [accumulators[self.key(entry.name)][owner] for entry in self.layout]
+        tensors = [accumulators.get(self.key(entry.name), {}).get(owner) for entry in self.layout]
+        return None if any(tensor is None for tensor in tensors) else tensors
 
     def _owner_name(self, param: Any) -> str:
         """State bears the name of the parameter's master weight, as Paddle has it, if that came first."""
@@ -76,6 +79,7 @@ class ParameterState:
         """State of zeros for one parameter, and its master weight if it shall have one."""
         _check_gradient_dtype(param, gradient_dtype)
         master = self.master_of(param)
+        self.drop(param)
         if master is None and is_16_bit(param):
             self._warn_of_16_bit(param)
         compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
@@ -91,6 +95,21 @@ class ParameterState:
         self._created[param.name] = param
         return self.of(param)
 
+    def of_step(self, param: Any, gradient_dtype: Any, undo: list[Callable[[], Any]]) -> tuple[list, Any | None]:
+        """The parameter's tensors and its master weight, made where they are missing.
+
+        What unmakes them is appended to ``undo`` before they are made: a step that is not taken must leave no state,
+        which would be of the wrong dtype or of an outdated value if a later gradient or parameter is another.
+        """
+        state = self.of(param)
+        if state is None:
+            undo.append(partial(self.drop, param))
+        if self._has_master(param) and self.held_master(param) is None:
+            undo.append(self.dropping_master(param))
+        if state is None:
+            state = self.create(param, gradient_dtype)
+        return state, self.master_of(param)
+
     def place_beside(self, param: Any, name: str, shape: list[int], dtype: str) -> Any:
         """Zeros where the parameter is, which no checkpoint holds; the same tensor each time it is asked for."""
         held = self._optimizer._accumulators.get(self.key(name), {}).get(param.name)
@@ -105,32 +124,33 @@ class ParameterState:
         variable = paddle.static.global_scope().find_var(tensor.name)
         return None if variable is None else np.array(variable.get_tensor())
 
-    def reshape(self, param: Any, name: str, value: Any) -> None:
-        """Put a tensor of another shape in the place of one that the parameter has."""
+    def replacement(self, param: Any, name: str, value: Any) -> Callable[[], Any]:
+        """Make a tensor for the place of one that the parameter has, of another shape or dtype; dygraph only.
+
+        Returns:
+            The call, of C alone, that puts it there.
+        """
         owner = self._owner_name(param)
-        entry = next(entry for entry in self.layout if entry.name == name)
-        old = self._optimizer._accumulators[self.key(entry.name)].pop(owner)
-        master = self.master_of(param)
-        tensor = self._optimizer._add_accumulator(
-            name,
-            param if master is None or owner == param.name else master,
-            dtype=entry.dtype,
-            shape=list(value.shape),
-            device=_device_of(param),
-        )
-        tensor.set_value(value)
-        tensor.name = old.name  # which checkpoints are matched by
+        held = self._optimizer._accumulators[self.key(name)]
+        tensor = value._copy_to(held[owner].place, True)
+        tensor.name = held[owner].name  # which checkpoints are matched by
+        tensor.persistable = tensor.stop_gradient = True
+        return partial(held.__setitem__, owner, tensor)
+
+    def dropping(self, param: Any) -> list[Callable[[], Any]]:
+        """The calls, of C alone, that forget the parameter's history, as if it had taken no step."""
+        owner = self._owner_name(param)
+        return [partial(self._optimizer._accumulators[self.key(e.name)].pop, owner, None) for e in self.layout]
+
+    def dropping_master(self, param: Any) -> Callable[[], Any]:
+        """The call, of C alone, that forgets the master weight; the next step makes one from the parameter."""
+        return partial(self._optimizer._master_weights.pop, param.name, None)
 
     def drop(self, param: Any) -> None:
-        """Forget the parameter's history, as if it had taken no step."""
-        owner = self._owner_name(param)
-        for entry in self.layout:
-            self._optimizer._accumulators[self.key(entry.name)].pop(owner, None)
-
-    def forget(self, param: Any) -> None:
-        """The same with the master weight, which a first step makes from the parameter."""
-        self.drop(param)
-        self._optimizer._master_weights.pop(param.name, None)
+        """Forget the parameter's history."""
+        self._optimizer._plan = None  # which holds these tensors
+        for call in self.dropping(param):
+            call()
 
     def stored_form(self, state: list, grad: Any) -> Any:
         """The gradient in the dtype of its history, if that is the wider: of a parameter that became 16-bit since."""
@@ -139,16 +159,22 @@ class ParameterState:
             return grad
         return grad.astype("float32")
 
+    def held_master(self, param: Any) -> Any | None:
+        """The parameter's master weight, if it has one and is updated with it."""
+        return self._optimizer._master_weights.get(param.name) if self._has_master(param) else None
+
     def master_of(self, param: Any) -> Any | None:
         """The parameter's master weight, made at need: amp.decorate may switch them on after a first step."""
-        if not self._optimizer._multi_precision or not is_16_bit(param):
-            return None
-        master = self._optimizer._master_weights.get(param.name)
-        if master is None:
+        master = self.held_master(param)
+        if master is None and self._has_master(param):
             with paddle.no_grad():
                 master = self._optimizer._create_master_weight(param)
             master.stop_gradient = True
         return master
+
+    def _has_master(self, param: Any) -> bool:
+        """Whether the parameter shall have a master weight."""
+        return self._optimizer._multi_precision and is_16_bit(param)
 
     def _warn_of_16_bit(self, param: Any) -> None:
         if self._warned_of_16_bit:

@@ -22,6 +22,8 @@ with warnings.catch_warnings():
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-shortcut", action="store_true", help="every dygraph step goes the full way (shortcut.py)")
+    parser.addoption("--interrupts", type=int, default=13, help="instructions a case to interrupt; 0: each one")
+    parser.addoption("--sequences", type=int, default=300, help="random sequences of events (test_events.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

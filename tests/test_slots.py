@@ -303,6 +303,27 @@ def test_gradient_norm_leaves_out_what_is_frozen() -> None:
     only = Sag(trial.sag.x[:1], 5, 0.1)
     only.d, only.y, only.m, only.seen = trial.sag.d[:1], trial.sag.y[:1], trial.sag.m[:1], trial.sag.seen[:1]
     assert trial.optimizer.gradient_norm() == pytest.approx(only.gradient_norm(), rel=1e-13)
+    for param in trial.params[1:]:
+        param.stop_gradient = False
+    trial.optimizer._parameter_list = trial.params[:1]  # as wrappers that shard an optimizer do
+    assert trial.optimizer.gradient_norm() == pytest.approx(only.gradient_norm(), rel=1e-13)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_master_weights_switched_off_after_steps(indexed: bool) -> None:
+    """The history is found under the name of the master weight, and a first batch index finds the clock there."""
+    param = paddle.create_parameter([4], "float16")
+    optimizer = ASGD(0.1, 3, [param], multi_precision=True)
+    for step in range(6):
+        if step == 3:
+            optimizer._multi_precision = False
+        if step >= 3 and indexed:
+            optimizer.batch_index = step % 3
+        param.grad = paddle.full([4], 1.0 + step, "float16")
+        optimizer.step()
+    state = state_of(optimizer, param)
+    assert (state["m"][0], state["d"].tolist()) == (6, [15.0] * 4)
+    assert optimizer.gradient_norm() == pytest.approx(10.0)
 
 
 def test_an_index_from_another_mode() -> None:

@@ -157,24 +157,22 @@ class ASGD(FusedOptimizer):
     def _begin_step(self) -> None:
         self._inputs.begin()
 
+    def _step_taken(self) -> list[Callable[[], Any]]:
+        return self._inputs.step_taken()
+
     def _end_step(self) -> None:
         self._inputs.end()
 
-    def _update(
-        self, bucket: Bucket, learning_rate: Any, weight_decay: Any, found_inf: Any, check_only: bool = False
-    ) -> None:
+    def _native_call(
+        self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, first: bool, check_only: bool = False
+    ) -> Callable[[], None]:
         inputs = self._inputs
-        watch = None if check_only else inputs.watch_of(bucket, self._state)
-        try:
-            native.asgd_update(
-                *(bucket.params, bucket.grads, *bucket.state, bucket.masters),
-                *(learning_rate, weight_decay, found_inf, check_only),
-                *(inputs.index.next, inputs.weights_of(bucket), inputs.theta(), watch),
-            )
-        except Exception:
-            if watch is not None:
-                inputs.watch.release()
-            raise
+        # A step of several calls would count several times.
+        watch = inputs.watch_of(bucket, self._state) if first else None
+        return native.asgd_call(
+            *(bucket.params, bucket.grads, *bucket.state, bucket.masters, *rates, found_inf, check_only),
+            *(inputs.index.next, inputs.weights_of(bucket), inputs.theta(), watch),
+        )
 
     # ---- What the user may ask --------------------------------------------------------------------------------------
 
@@ -219,6 +217,8 @@ class ASGD(FusedOptimizer):
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this or of Paddle's own optimizer gave, by copying; all of it, or nothing.
 
+        That holds for an interrupt, too: one that comes while tensors are copied takes effect after the last of them.
+
         State of a fixed cycle may be loaded where batches have an index, and the other way round: the loading optimizer
         then needs a ``batch_index``, too. ``batch_weights`` must be the same.
 
@@ -226,21 +226,15 @@ class ASGD(FusedOptimizer):
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
         """
         inputs, rest, step = self._inputs, state_dict, 0
-        in_use = inputs.index.in_use
         if isinstance(state_dict, dict):
             step = inputs.check_loaded(state_dict)
             rest = {key: value for key, value in state_dict.items() if key not in (WEIGHTS, THETA_STEP)}
-        try:
-            super().set_state_dict(rest)
-        except Exception:
-            inputs.index.in_use = in_use
-            raise
-        inputs.go_on_at(step)
+        self._load(rest, inputs.going_on_at(step))
 
     load_state_dict = set_state_dict
 
-    def _adapt_loaded(self, states: dict[str, dict[str, Any]]) -> None:
-        self._inputs.adapt_clocks(states)
+    def _adapt_loaded(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
+        self._inputs.adapt_clocks(states, undo)
 
     def __repr__(self) -> str:
         count = "all" if self._parameter_list is None else len(self._parameter_list)

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
 
 def gradient_norm(optimizer: ASGD) -> float:
-    """The square root of the sum over all parameters that are trained and have a history; inf if none has."""
-    trained = [param for param in optimizer._state.created if not param.stop_gradient]
+    """The square root of the sum over all parameters that are trained now and have a history; inf if none has."""
+    created = optimizer._state.created
+    if optimizer._parameter_list is not None:
+        # A wrapper that shards the optimizer takes parameters out of the list, and so may a user.
+        listed = {param.name for param in optimizer._parameter_list}
+        created = [param for param in created if param.name in listed]
+    trained = [param for param in created if not param.stop_gradient]
     rows = [row for param in trained for row in _row(optimizer, param)]
     if not rows:
         return math.inf
@@ -38,8 +43,8 @@ def _row(optimizer: ASGD, param: Any) -> list[tuple]:
         return []
     decay = optimizer._options.of(param).weight_decay
     if in_dygraph_mode():
-        return [(param, state[0], state[2], optimizer._state.master_of(param), decay)]
-    weights = optimizer._state.master_of(param)
+        return [(param, state[0], state[2], optimizer._state.held_master(param), decay)]
+    weights = optimizer._state.held_master(param)
     arrays = [optimizer._state.value_of(t) for t in (param if weights is None else weights, state[0], state[2])]
     if any(array is None for array in arrays) or not arrays[2][0]:
         return []

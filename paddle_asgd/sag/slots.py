@@ -40,11 +40,10 @@ class BatchIndex:
         self.mixed: tuple[int, int] | None = None
         self._warned = False
 
-    def give(self, value: Any) -> None:
-        """An int or a tensor of one int64 for the next step; a variable in static graphs."""
+    def checked(self, value: Any) -> Any:
+        """An int or a tensor of one int64 that may become ``next``; a variable in static graphs."""
         if is_tensor(value):
-            self.next = self._checked_tensor(value)
-            return
+            return self._checked_tensor(value)
         try:
             index = operator.index(value) if not isinstance(value, (bool, np.bool_)) else None
         except TypeError:
@@ -56,7 +55,7 @@ class BatchIndex:
                 f"batch_index: received {index} in static graph mode, where it would be the same in every run, "
                 "expected an int64 variable that is fed: paddle.static.data('batch_index', [1], 'int64')"
             )
-        self.next = self._in_range(index)
+        return self._in_range(index)
 
     def _in_range(self, index: int) -> int:
         if not 0 <= index < self._n:
@@ -95,8 +94,8 @@ class BatchIndex:
                 "optimizer.batch_index before every step, to the first number that sampler.enumerate(loader) gives"
             )
 
-    def replace(self, before: Any, params: Sequence[Any] | None) -> None:
-        """Note that ``before`` was set, no step took it, and another index has come in its place.
+    def note_replaced(self, before: Any, params: Sequence[Any] | None) -> None:
+        """Note that ``before`` was set, no step took it, and ``next`` has come in its place.
 
         A batch that was left out has no gradients in the parameters, or none but zeros. A tensor on a device is not
         compared, because reading it would wait.
@@ -118,10 +117,6 @@ class BatchIndex:
             "each batch that it gives; batch_num is then the number of groups.",
             SlotMismatchWarning,
         )
-
-    def take(self) -> None:
-        """The step is over."""
-        self.next = self.mixed = None
 
 
 def _has_gradient(param: Any) -> bool:

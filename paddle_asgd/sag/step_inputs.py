@@ -6,7 +6,8 @@ Checks and keeps them, and brings each to where the native call wants it. Must n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 import paddle
@@ -15,6 +16,7 @@ from paddle.base.framework import in_dygraph_mode
 
 from .. import arguments, checkpoint
 from ..state import state_guard
+from ..uninterrupted import uninterrupted
 from .slots import (
     BatchIndex,
     check_clock,
@@ -50,7 +52,8 @@ class StepInputs:
         #: the parameters of the last native call, and the weights beside them
         self._weights_last: tuple[Any, Any] = (None, None)
         self._theta = arguments.check_theta(theta)
-        self._theta_now: float | None = None
+        #: theta of the next step, and the number of steps before it
+        self._theta_now: tuple[int, float] | None = None
         self._steps = 0
         self._watch_wanted = watch if watch is None else arguments.check_flag("watch", watch)
         self.watch = None if self._watch_wanted is False else Watch(n, self.index)
@@ -63,29 +66,34 @@ class StepInputs:
 
     def give_index(self, value: Any, state: ParameterState, params: Sequence[Any] | None) -> None:
         """The batch index of the next step; with the first, the clocks begin to keep which slots have been seen."""
-        before = self.index.next
-        self.index.give(value)
-        self.index.replace(before, params)
-        if self.watch is None and _is_on_device(self.index.next):
-            self.index.next = None
+        index = self.index.checked(value)
+        if self.watch is None and _is_on_device(index):
             raise TypeError(
                 "batch_index: received a tensor on a device, expected an int with watch=False, for the watch alone "
                 "tells of one out of range"
             )
+        before = self.index.next
         if self.index.in_use:
-            return
+            self.index.next = index
+        else:
+            self._use_index(index, state)
+        self.index.note_replaced(before, params)
+
+    def _use_index(self, index: Any, state: ParameterState) -> None:
+        """The first index: the clocks begin to keep which slots have been seen."""
         held = [param for param in state.created if state.of(param) is not None]
         if held and _in_static_graph():
-            self.index.next = None
             raise RuntimeError(
                 "batch_index: received after minimize() had built a step without one, expected before the first "
                 "minimize()"
             )
-        self.index.in_use = True
         with state_guard():
-            for param in held:
-                # So far they came in their order.
-                state.reshape(param, "m", grown_clock(state.of(param)[2].numpy(), self._n))
+            # So far they came in their order.
+            grown = [(param, grown_clock(state.of(param)[2].numpy(), self._n)) for param in held]
+            placed = [state.replacement(p, "m", paddle.to_tensor(c, place=paddle.CPUPlace())) for p, c in grown]
+        # All at once: a step that found clocks of one kind and was told of the other would be refused.
+        change = partial(setattr, self.index)
+        uninterrupted(*placed, partial(change, "next", index), partial(change, "in_use", True))
 
     # ---- A step -----------------------------------------------------------------------------------------------------
 
@@ -94,20 +102,27 @@ class StepInputs:
         self.index.require()
         self.index.warn_if_mixed()
         # Once a step, however many native calls and attempts it takes.
-        if callable(self._theta) and self._theta_now is None:
+        if callable(self._theta) and (self._theta_now is None or self._theta_now[0] != self._steps):
             if not in_dygraph_mode():
                 raise TypeError(
                     "theta: received a callable, expected a number: in a static graph no Python runs in a step"
                 )
-            self._theta_now = arguments.check_number(f"theta of step {self._steps}", self._theta(self._steps))
+            theta = arguments.check_number(f"theta of step {self._steps}", self._theta(self._steps))
+            self._theta_now = (self._steps, theta)
+
+    def step_taken(self) -> list[Callable[[], Any]]:
+        """What a step, taken or skipped, changes here: calls of C."""
+        change = partial(setattr, self.index)
+        return [
+            partial(change, "next", None),
+            partial(change, "mixed", None),
+            partial(setattr, self, "_steps", self._steps + 1),
+        ]
 
     def end(self) -> None:
         """After a step, taken or skipped."""
-        self.index.take()
-        self._theta_now = None
-        self._steps += 1
         if self.watch is not None:
-            self.watch.end_step()
+            self.watch.end_step(self._steps)
 
     def weights_of(self, bucket: Bucket) -> Any | None:
         """The batches' weights where these parameters are."""
@@ -131,14 +146,12 @@ class StepInputs:
     def theta(self) -> Any | None:
         """The number of this step, or a constant of the graph."""
         if callable(self._theta):
-            return self._theta_now
+            return self._theta_now[1]
         return self._theta if in_dygraph_mode() or self._theta is None else paddle.full([1], self._theta, "float64")
 
     def watch_of(self, bucket: Bucket, state: ParameterState) -> Any | None:
         """The watch's numbers, for the first native call of a step."""
         if self.watch is None or (_in_static_graph() and not self._watch_wanted and not self.index.in_use):
-            return None
-        if not self.watch.claim():
             return None
         if self.watch.tensor is None or not in_dygraph_mode():
             with state_guard():
@@ -163,11 +176,11 @@ class StepInputs:
             return self._steps
         return arguments.check_step(f"set_state_dict: {THETA_STEP!r}", state_dict[THETA_STEP])
 
-    def go_on_at(self, step: int) -> None:
-        """After a checkpoint has been loaded."""
-        self._steps = step
+    def going_on_at(self, step: int) -> Callable[[], Any]:
+        """What a checkpoint changes here when it is loaded: a call of C."""
+        return partial(setattr, self, "_steps", step)
 
-    def adapt_clocks(self, states: dict[str, dict[str, Any]]) -> None:
+    def adapt_clocks(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
         """Clocks of a fixed cycle and clocks that know the slots do not go together: the former grow."""
         clocks = [(s, checkpoint.as_tensor(name, "m", s["m"]).numpy()) for name, s in states.items() if "m" in s]
         length = clock_length(self._n)
@@ -177,6 +190,7 @@ class StepInputs:
                 arguments.refuse_state(f"a clock m {wrong}")
         if not self.index.in_use and not any(clock.shape == (length,) for _, clock in clocks):
             return
+        undo.append(partial(setattr, self.index, "in_use", self.index.in_use))
         self.index.in_use = True
         for state, clock in clocks:
             if clock.shape == (1,) and clock.dtype == np.int64:

@@ -67,27 +67,14 @@ class Watch:
         self._n = n
         self._index = index
         self.tensor: Any = None
-        self._steps = 0
-        self._claimed = False
         self._seen = np.zeros(WATCH_SIZE)
         self._warned = False
         #: on a GPU: the copy under way, and the event that says when it has arrived
         self._in_flight: tuple[Any, Any] | None = None
 
-    def claim(self) -> bool:
-        """Whether this native call shall be watched: the first of a step is, or a step would count twice."""
-        claimed, self._claimed = self._claimed, True
-        return not claimed
-
-    def release(self) -> None:
-        """The call that was to be watched was refused, and another may come in its place."""
-        self._claimed = False
-
-    def end_step(self) -> None:
-        """Once a pass, look at what has been found; a device's numbers are those of the pass before."""
-        self._claimed = False
-        self._steps += 1
-        if self._steps % self._n == 0 and self.tensor is not None and isinstance(self.tensor, paddle.Tensor):
+    def end_step(self, steps: int) -> None:
+        """After ``steps`` steps, once a pass, look at what has been found; a device's numbers are a pass older."""
+        if steps % self._n == 0 and self.tensor is not None and isinstance(self.tensor, paddle.Tensor):
             arrived = self._fetch()
             if arrived is not None:
                 self.look(arrived)

@@ -1,0 +1,268 @@
+"""Interrupts at any instruction of a step, of setting batch_index and of loading: as if refused, or taken whole.
+
+``--interrupts=N`` sets how many instructions of each case are tried; 0 is every one of them. What a step computes is
+judged elsewhere (test_asgd.py): here an interrupted run must have the bits of one that is not interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import paddle
+import pytest
+from problems import Quadratic, bits, state_of
+
+import paddle_asgd
+from paddle_asgd import ASGD
+
+SHAPES = [[5], [], [2, 3]]
+N = 3
+#: Distinct slots grow slowly and one comes twice.
+ORDER = [2, 2, 0, 1, 0, 2, 1]
+#: Where an interrupt may come: this package, and what Paddle's optimizer does for it between two of its own calls.
+TRACED = (str(Path(paddle_asgd.__file__).parent), str(Path(paddle.optimizer.__file__).with_name("optimizer.py")))
+
+
+class Subject:
+    """An optimizer that has taken some steps, and is about to do what will be interrupted.
+
+    Args:
+        steps: the number of steps taken.
+        indexed: from which step on each has a batch index; None: none has.
+        groups: whether two native calls make a step.
+        source: the kind of optimizer whose state is going to be loaded.
+        options: further arguments of ``ASGD``.
+    """
+
+    def __init__(
+        self,
+        steps: int = 0,
+        indexed: int | None = None,
+        dtype: str = "float32",
+        groups: bool = False,
+        source: dict | None = None,
+        scheduled: bool = False,
+        **options: Any,
+    ) -> None:
+        with paddle.utils.unique_name.guard():  # so that names are those of the source
+            self.problem = Quadratic(N, SHAPES)
+            self.params = self.problem.parameters(dtype)
+            rate = paddle.optimizer.lr.StepDecay(0.1, step_size=2) if scheduled else 0.1
+            split = [{"params": self.params[:1], "weight_decay": 0.2}, {"params": self.params[1:]}]
+            self.optimizer = ASGD(rate, N, split if groups else self.params, weight_decay=0.1, **options)
+        self.steps, self.indexed = 0, indexed
+        for _ in range(steps):
+            self.train()
+        self.checkpoint: dict = {}
+        if source is not None:
+            state = Subject(**source).optimizer.state_dict()
+            self.checkpoint = {k: v.clone() if isinstance(v, paddle.Tensor) else v for k, v in state.items()}
+
+    def ready(self) -> None:
+        """All that precedes a step."""
+        if self.indexed is not None and self.steps >= self.indexed:
+            self.optimizer.batch_index = ORDER[self.steps % len(ORDER)]
+        grads = self.problem.gradients(self.steps, [param.numpy() for param in self.params])
+        for param, grad in zip(self.params, grads):
+            param.grad = paddle.to_tensor(grad, dtype=param.dtype)
+
+    def finish(self) -> None:
+        self.optimizer.clear_grad(set_to_zero=False)
+        if isinstance(self.optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
+            self.optimizer._learning_rate.step()
+        self.steps += 1
+
+    def train(self) -> None:
+        self.ready()
+        self.optimizer.step()
+        self.finish()
+
+    def content(self) -> dict[str, Any]:
+        """All that a later step depends on."""
+        optimizer, inputs = self.optimizer, self.optimizer._inputs
+        watch = None if inputs.watch is None or inputs.watch.tensor is None else inputs.watch.tensor.numpy()
+        found: dict[str, Any] = {param.name: bits(state_of(optimizer, param)) for param in self.params}
+        found["masters"] = {name: master.numpy().tobytes() for name, master in optimizer._master_weights.items()}
+        found["watch"] = () if watch is None or not watch.any() else watch.tobytes()
+        found["inputs"] = (optimizer.batch_index, inputs.index.in_use, inputs._steps)
+        found["rate"] = optimizer.get_lr()
+        return found
+
+
+def step(subject: Subject) -> None:
+    subject.optimizer.step()
+
+
+def give_index(subject: Subject) -> None:
+    subject.optimizer.batch_index = 1
+
+
+def load(subject: Subject) -> None:
+    subject.optimizer.set_state_dict(subject.checkpoint)
+
+
+def look(subject: Subject) -> None:
+    subject.optimizer.state_dict()
+    subject.optimizer.gradient_norm()
+
+
+def skipped_step(subject: Subject) -> None:
+    subject.optimizer._set_auxiliary_var("found_inf", paddle.to_tensor([True]))
+    subject.optimizer.step()
+
+
+#: Random moments in each case of the last test.
+SIGNALS = 4
+
+WEIGHTED = {"batch_weights": [2.0, 2.0, 1.0]}
+THETA: dict[str, Any] = {"theta": lambda step: 1 / (1 + step)}
+MIXED = {"dtype": "float16", "multi_precision": True}
+CASES: dict[str, tuple[Callable[[Subject], None], dict]] = {
+    "first_step": (step, {}),
+    "later_step": (step, {"steps": 2}),
+    "end_of_a_pass": (step, {"steps": 5, "indexed": 0}),
+    "first_indexed_step": (step, {"steps": 2, "indexed": 2}),
+    "first_step_with_all": (step, {"indexed": 0, "theta": 0.3, **WEIGHTED}),
+    "first_step_theta": (step, THETA),
+    "later_step_theta": (step, {"steps": 3, "watch": False, **THETA}),
+    "first_step_of_groups": (step, {"groups": True}),
+    "later_step_of_groups": (step, {"steps": 4, "groups": True, "indexed": 1, **THETA, **WEIGHTED}),
+    "first_step_mixed": (step, MIXED),
+    "later_step_mixed": (step, {"steps": 2, **MIXED}),
+    "skipped_step": (skipped_step, {"steps": 2, "indexed": 0, **THETA}),
+    "index_before_all": (give_index, {}),
+    "first_index": (give_index, {"steps": 2}),
+    "first_index_mixed": (give_index, {"steps": 4, **MIXED, **WEIGHTED}),
+    "later_index": (give_index, {"steps": 2, "indexed": 0}),
+    "load_into_nothing": (load, {"source": {"steps": 5}}),
+    "load_nothing": (load, {"steps": 2, "source": {}}),
+    "load_into_state": (load, {"steps": 2, "scheduled": True, "source": {"steps": 5, "scheduled": True}}),
+    "load_theta": (load, {"steps": 2, **THETA, "source": {"steps": 5, **THETA}}),
+    "load_indexed": (load, {"steps": 2, "indexed": 3, **WEIGHTED, "source": {"steps": 5, "indexed": 0, **WEIGHTED}}),
+    "load_cyclic": (load, {"steps": 3, "indexed": 0, "source": {"steps": 2}}),
+    "load_mixed": (load, {**MIXED, "source": {"steps": 5, **MIXED}}),
+    "look": (look, {"steps": 2, "indexed": 0}),
+}
+CASES["multi_precision_switched_on"] = (step, {"steps": 2, "dtype": "float16"})
+
+
+def prepared(case: str) -> tuple[Subject, Callable[[], None]]:
+    act, options = CASES[case]
+    subject = Subject(**options)
+    if case == "multi_precision_switched_on":
+        subject.optimizer._multi_precision = True
+    if act in (step, skipped_step):
+        subject.ready()
+    return subject, partial(act, subject)
+
+
+def finished(subject: Subject, case: str) -> dict[str, Any]:
+    """Its content some steps later."""
+    if CASES[case][0] in (step, skipped_step):
+        subject.finish()
+    if subject.optimizer._inputs.index.in_use:
+        subject.indexed = 0
+    subject.optimizer._set_auxiliary_var("found_inf", False)
+    for _ in range(N + 1):
+        subject.train()
+    return subject.content()
+
+
+class Instructions:
+    """Counts the instructions of Python that a call makes, and interrupts one of them."""
+
+    def __init__(self, at: int | None = None, everywhere: bool = False) -> None:
+        self.at, self.everywhere, self.count, self.where = at, everywhere, 0, ""
+
+    def _enter(self, frame: Any, event: str, arg: Any) -> Any:
+        if not self.everywhere and not frame.f_code.co_filename.startswith(TRACED):
+            return None
+        frame.f_trace_opcodes = True
+        return self._inside
+
+    def _inside(self, frame: Any, event: str, arg: Any) -> Any:
+        if event == "opcode":
+            self.count += 1
+            if self.count == self.at:
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                if self.everywhere:
+                    signal.raise_signal(signal.SIGUSR1)
+                raise KeyboardInterrupt
+        return self._inside
+
+    def run(self, call: Callable[[], None]) -> None:
+        before = sys.gettrace()
+        sys.settrace(self._enter)
+        try:
+            call()
+        finally:
+            sys.settrace(before)
+
+
+class Expected:
+    """What a case contains before, after, and some steps later, if nothing interrupts it."""
+
+    def __init__(self, case: str, everywhere: bool = False) -> None:
+        self.case = case
+        subject, call = prepared(case)
+        self.before = subject.content()
+        counting = Instructions(everywhere=everywhere)
+        counting.run(call)
+        self.instructions = counting.count
+        self.after = subject.content()
+        self.later = finished(subject, case)
+
+    def check(self, subject: Subject, call: Callable[[], None], where: str) -> bool:
+        """The interrupted call can be repeated or, if it was taken, left; returns whether it was."""
+        content = subject.content()
+        taken = content == self.after
+        assert taken or content == self.before, f"{self.case}: half-made after an interrupt at {where}"
+        if not taken:
+            call()
+        assert finished(subject, self.case) == self.later, f"{self.case}: other bits after an interrupt at {where}"
+        return taken
+
+
+@pytest.fixture(autouse=True)
+def _quiet(recwarn: pytest.WarningsRecorder) -> None:
+    """float16 without master weights warns."""
+    warnings.simplefilter("ignore")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupt_at_any_instruction(case: str, request: pytest.FixtureRequest) -> None:
+    expected = Expected(case)
+    wanted = request.config.getoption("--interrupts") or expected.instructions
+    draw = np.random.default_rng(17)
+    size = min(wanted, expected.instructions)
+    for at in draw.choice(expected.instructions, size, replace=False) + 1:
+        subject, call = prepared(case)
+        tracing = Instructions(int(at))
+        with pytest.raises(KeyboardInterrupt):
+            tracing.run(call)
+        expected.check(subject, call, f"instruction {at}, {tracing.where}")
+
+
+def test_signals_at_random_moments() -> None:
+    """In whatever Python code runs just then, Paddle's and NumPy's included; the cases take turns."""
+    draw, taken = np.random.default_rng(19), 0
+    handler = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        for case in CASES:
+            expected = Expected(case, everywhere=True)
+            for at in draw.integers(1, expected.instructions, SIGNALS, endpoint=True):
+                subject, call = prepared(case)
+                tracing = Instructions(int(at), everywhere=True)
+                with pytest.raises(KeyboardInterrupt):
+                    tracing.run(call)
+                paddle.set_grad_enabled(True)  # an interrupt within Paddle's own guard leaves it off
+                taken += expected.check(subject, call, f"instruction {at}, {tracing.where}")
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+    assert 0 < taken < SIGNALS * len(CASES)
