@@ -113,7 +113,7 @@ class ASGD(FusedOptimizer):
         super().__init__(
             learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, {"batch_num": self._n}
         )
-        arguments.check_history("batch_num", self._n, self._parameter_list or [])
+        self._check_parameters(self._parameter_list or [])
         self.type = "asgd"
 
     # ---- Which slot -------------------------------------------------------------------------------------------------
@@ -141,6 +141,9 @@ class ASGD(FusedOptimizer):
     @batch_index.setter
     def batch_index(self, value: int | Any) -> None:
         self._inputs.give_index(value, self._state)
+
+    def _check_parameters(self, parameters: list) -> None:
+        arguments.check_history("batch_num", self._n, parameters)
 
     # ---- A step -----------------------------------------------------------------------------------------------------
 
