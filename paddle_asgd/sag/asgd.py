@@ -20,6 +20,7 @@ from paddle.regularizer import WeightDecayRegularizer
 from .. import arguments, native
 from ..fused import Bucket, FusedOptimizer
 from ..state import StateTensor
+from ..tracing import leave_trace
 from .gradient_norm import gradient_norm
 from .step_inputs import THETA_STEP, WEIGHTS, StepInputs
 
@@ -114,7 +115,7 @@ class ASGD(FusedOptimizer):
         super().__init__(
             learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, {"batch_num": self._n}
         )
-        arguments.check_history("batch_num", self._n, self._parameter_list or [])
+        self._check_parameters(self._parameter_list or [])
         self.type = "asgd"
 
     # ---- Which slot -------------------------------------------------------------------------------------------------
@@ -151,6 +152,9 @@ class ASGD(FusedOptimizer):
     def set_batch_index(self, value: int | Any) -> None:
         """Set ``batch_index``. Wrappers such as fleet's forward a method, and keep an attribute to themselves."""
         self.batch_index = value
+
+    def _check_parameters(self, parameters: list) -> None:
+        arguments.check_history("batch_num", self._n, parameters)
 
     # ---- A step -----------------------------------------------------------------------------------------------------
 
@@ -212,6 +216,7 @@ class ASGD(FusedOptimizer):
         The tensors are the optimizer's own and change with its next step: save them, or copy them, before. Paddle's own
         optimizer loads it unless a ``batch_index`` was used.
         """
+        leave_trace()
         return {**super().state_dict(), **self._inputs.collect()}
 
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -225,6 +230,7 @@ class ASGD(FusedOptimizer):
         Raises:
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
         """
+        leave_trace()
         inputs, rest, step = self._inputs, state_dict, 0
         if isinstance(state_dict, dict):
             step = inputs.check_loaded(state_dict)
