@@ -22,6 +22,7 @@ from .arguments import is_tensor
 from .options import ClipByGroup, Pairs, ParameterOptions
 from .shortcut import StepPlan
 from .state import ParameterState, StateTensor, state_guard
+from .tracing import leave_trace
 from .uninterrupted import uninterrupted
 
 
@@ -137,6 +138,7 @@ class FusedOptimizer(Optimizer):
         Returns:
             What ``closure`` returned; None without one.
         """
+        leave_trace()
         loss = None
         if closure is not None:
             arguments.check_closure(closure)
@@ -344,12 +346,14 @@ class FusedOptimizer(Optimizer):
 
     def get_lr(self) -> float:
         """The learning rate that the next step will use, before the multipliers of groups and parameters."""
+        leave_trace()
         rate = self._learning_rate if is_tensor(self._learning_rate) else super().get_lr()
         # A scheduler of the user's own may give an array or a tensor.
         return rate.item() if hasattr(rate, "item") else rate
 
     def set_lr(self, value: float) -> None:
         """Set the learning rate; an optimizer with an LRScheduler refuses (RuntimeError)."""
+        leave_trace()
         super().set_lr(arguments.check_number("learning_rate", value))
 
     # ---- State ------------------------------------------------------------------------------------------------------

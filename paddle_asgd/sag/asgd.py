@@ -20,6 +20,7 @@ from paddle.regularizer import WeightDecayRegularizer
 from .. import arguments, native
 from ..fused import Bucket, FusedOptimizer
 from ..state import StateTensor
+from ..tracing import leave_trace
 from .gradient_norm import gradient_norm
 from .step_inputs import THETA_STEP, WEIGHTS, StepInputs
 
@@ -212,6 +213,7 @@ class ASGD(FusedOptimizer):
         The tensors are the optimizer's own and change with its next step: save them, or copy them, before. Paddle's own
         optimizer loads it unless a ``batch_index`` was used.
         """
+        leave_trace()
         return {**super().state_dict(), **self._inputs.collect()}
 
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -225,6 +227,7 @@ class ASGD(FusedOptimizer):
         Raises:
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
         """
+        leave_trace()
         inputs, rest, step = self._inputs, state_dict, 0
         if isinstance(state_dict, dict):
             step = inputs.check_loaded(state_dict)
