@@ -6,13 +6,12 @@ name, what was received, what was expected, and the remedy. Must not change what
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import operator
-import os
 import reprlib
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Collection, Iterable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,6 +19,8 @@ import paddle
 from paddle.base.framework import Variable, in_dygraph_mode
 from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
+
+from .free_memory import free_memory
 
 try:
     from paddle.pir import Value
@@ -29,6 +30,13 @@ except ImportError:  # Paddle 2.6 calls it by another name
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 FLOATING = tuple(BYTES)
 GROUP_KEYS = ("params", "weight_decay", "learning_rate", "grad_clip")
+#: Options of other optimizers and libraries, which would be taken to have an effect, and what they are called here.
+FOREIGN_GROUP_KEYS = {
+    **{"lr": "learning_rate", "wd": "weight_decay", "decay": "weight_decay", "clip_grad": "grad_clip"},
+    **dict.fromkeys(
+        ("momentum", "beta1", "beta2", "betas", "epsilon", "eps", "nesterov", "maximize", "lambd", "alpha")
+    ),
+}
 
 
 def dtype_name(dtype: Any) -> str:
@@ -93,7 +101,7 @@ def check_learning_rate(value: Any) -> Any:
         return _one_element("learning_rate", value)
     if isinstance(value, numbers.Real):
         return check_number("learning_rate", value)
-    raise TypeError(
+    raise (ValueError if value is None else TypeError)(
         f"learning_rate: received {shown(value)}, expected a number, an LRScheduler or a tensor of one "
         "element; the parameters go into parameters=..."
     )
@@ -164,7 +172,7 @@ def check_count(argument: str, value: Any) -> int:
     except (TypeError, ValueError):
         count = None
     if count is None:
-        raise TypeError(
+        raise (ValueError if value is None else TypeError)(
             f"{argument}: received {shown(value)}, expected a positive int such as len(loader); parameters go into "
             "parameters=..."
         )
@@ -194,7 +202,7 @@ def check_history(argument: str, count: int, parameters: list) -> None:
     held = [p for p in parameters if isinstance(p, paddle.Tensor) and p._is_initialized()]
     on_cpu = [p for p in held if p.place.is_cpu_place()]
     needed = count * sum(math.prod(p.shape) * BYTES[dtype_name(p.dtype)] for p in on_cpu)
-    free = _free_memory()
+    free = free_memory()
     if needed > free:
         raise ValueError(
             f"{argument}: received {count}, which takes {needed / 2**30:.1f} GiB for as many copies of the parameters, "
@@ -202,18 +210,11 @@ def check_history(argument: str, count: int, parameters: list) -> None:
         )
 
 
-def _free_memory() -> int:
-    """Bytes to be had without ending a process, swap included; all of the machine's where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
-    except (OSError, KeyError, ValueError, IndexError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def check_parameters(value: Any, reserved: Collection[str] = ()) -> tuple[list | None, list | None]:
+    """Returns all parameters in one list, and the groups if the user gave any; None for None in static mode.
 
-
-def check_parameters(value: Any) -> tuple[list | None, list | None]:
-    """Returns all parameters in one list, and the groups if the user gave any; None for None in static mode."""
+    ``reserved`` are the options of the whole optimizer, which a group cannot have.
+    """
     if value is None:
         if in_dygraph_mode():
             raise ValueError(
@@ -231,21 +232,42 @@ def check_parameters(value: Any) -> tuple[list | None, list | None]:
     if not isinstance(items[0], dict):
         _check_tensors("parameters", items, set())
         return items, None
-    seen: set[str] = set()
-    groups = [_check_group(f"parameters[{i}]", group, seen) for i, group in enumerate(items)]
+    groups = check_groups("parameters", items, reserved)
     flat = [param for group in groups for param in group["params"]]
     if not flat:
         raise ValueError(f"parameters: received {len(groups)} groups without a tensor, expected at least one tensor")
     return flat, groups
 
 
-def _check_group(argument: str, group: Any, seen: set[str]) -> dict:
+def check_groups(argument: str, groups: Iterable, reserved: Collection[str] = ()) -> list[dict]:
+    """Parameter groups, as copies; no tensor is in two of them."""
+    seen: set[str] = set()
+    return [_check_group(f"{argument}[{i}]", group, seen, reserved) for i, group in enumerate(groups)]
+
+
+def _check_group_key(argument: str, key: Any, reserved: Collection[str]) -> None:
+    """A key that is not an option here may be a note of the user's, as Paddle allows, but no misspelt option."""
+    if key in GROUP_KEYS:
+        return
+    expected = f"expected {', '.join(GROUP_KEYS)}, or a note of your own such as 'name'"
+    if not isinstance(key, str):
+        raise TypeError(f"{argument}: received key {shown(key)}, {expected}")
+    if key in reserved:
+        raise ValueError(f"{argument}: received unknown key {key!r}, an option of the whole optimizer, {expected}")
+    meant = (
+        [FOREIGN_GROUP_KEYS[key]] if key in FOREIGN_GROUP_KEYS else difflib.get_close_matches(key, GROUP_KEYS, 1, 0.75)
+    )
+    if meant:
+        remedy = f"; did you mean {meant[0]!r}?" if meant[0] else ""
+        raise ValueError(f"{argument}: received unknown key {key!r}, {expected}{remedy}")
+
+
+def _check_group(argument: str, group: Any, seen: set[str], reserved: Collection[str]) -> dict:
     """One parameter group, as a copy."""
     if not isinstance(group, dict):
         raise TypeError(f"{argument}: received {type(group).__name__} in a list of groups, expected a dict")
-    unknown = [key for key in group if key not in GROUP_KEYS]
-    if unknown:
-        raise ValueError(f"{argument}: received unknown key {unknown[0]!r}, expected {', '.join(GROUP_KEYS)}")
+    for key in group:
+        _check_group_key(argument, key, reserved)
     if "params" not in group:
         raise ValueError(f"{argument}: received keys {list(group)}, expected 'params' among them")
     params = group["params"]
@@ -257,7 +279,8 @@ def _check_group(argument: str, group: Any, seen: set[str]) -> dict:
         copied["weight_decay"] = check_weight_decay(group["weight_decay"], f"{argument}['weight_decay']")
     check_grad_clip(group.get("grad_clip"), f"{argument}['grad_clip']")
     if "learning_rate" in group:
-        copied["learning_rate"] = check_number(f"{argument}['learning_rate']", group["learning_rate"])
+        rate, name = group["learning_rate"], f"{argument}['learning_rate']"
+        copied["learning_rate"] = _one_element(name, rate) if is_tensor(rate) else check_number(name, rate)
     return copied
 
 

@@ -6,6 +6,7 @@ between versions of Paddle. Options, state, checkpoints and checks of arguments 
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import partial
 from typing import Any, Callable, NamedTuple, NoReturn
@@ -21,7 +22,7 @@ from . import arguments, checkpoint
 from .arguments import is_tensor
 from .options import ClipByGroup, Pairs, ParameterOptions
 from .shortcut import StepPlan
-from .state import ParameterState, StateTensor, state_guard
+from .state import ParameterState, StateTensor, is_16_bit, state_guard
 from .tracing import leave_trace
 from .uninterrupted import uninterrupted
 
@@ -69,7 +70,8 @@ class FusedOptimizer(Optimizer):
         learning_rate = arguments.check_learning_rate(learning_rate)
         weight_decay = arguments.check_weight_decay(weight_decay)
         grad_clip = arguments.check_grad_clip(grad_clip)
-        flat, groups = arguments.check_parameters(parameters)
+        reserved = inspect.signature(type(self)).parameters.keys() - {"name"}
+        flat, groups = arguments.check_parameters(parameters, reserved)
         super().__init__(
             # Paddle's constructor refuses a tensor, which its documentation allows.
             learning_rate=0.0 if is_tensor(learning_rate) else learning_rate,
@@ -84,14 +86,12 @@ class FusedOptimizer(Optimizer):
         self._learning_rate = learning_rate
         self._weight_decay = weight_decay
         self._multi_precision = arguments.check_flag("multi_precision", multi_precision)
-        self._options = ParameterOptions(groups, weight_decay)
-        if groups is not None:
-            self._param_groups = groups
-        if any("grad_clip" in group for group in groups or ()):
-            self._grad_clip = ClipByGroup(self._options, grad_clip)
+        #: the list that this optimizer was given or made: a wrapper that divides the parameters puts in another
+        self._own_list = self._parameter_list
+        self._plan: StepPlan | None = None
+        self._take_options(ParameterOptions(groups, weight_decay, reserved))
         self._state = ParameterState(self, layout)
         self._hyperparameters = hyperparameters
-        self._plan: StepPlan | None = None
         #: whether the call of a wrapper that comes group by group is the last of its step, and the first to update
         self._ends_step = True
         self._first_part = True
@@ -126,6 +126,86 @@ class FusedOptimizer(Optimizer):
         What is changed in the optimizer for that is undone by ``undo`` if the checkpoint is not loaded.
         """
 
+    def _check_parameters(self, parameters: list) -> None:
+        """Refuse parameters whose state there is no room for; for subclasses."""
+
+    # ---- Groups -----------------------------------------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups: dicts of ``params`` and the options given for them. A list of parameters is made the first group.
+
+        They may be edited between two steps: the next step checks and follows. A key that is no option stays as it is
+        and has no effect.
+        """
+        if self._options.groups is None:
+            if self._parameter_list is None:
+                raise ValueError(
+                    "param_groups: received parameters=None when the optimizer was made, expected a list of tensors"
+                )
+            self._refuse_where_divided()
+            group = {"params": list(self._parameter_list)}
+            self._take_options(self._options.of_groups([group]))
+        return self._param_groups
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Train one more group of parameters from the next step on.
+
+        Raises:
+            TypeError, ValueError: the group is what the constructor would refuse, or it comes after a wrapper has
+                divided the parameters among processes.
+            RuntimeError: ``minimize`` has built a static graph's step.
+        """
+        leave_trace()
+        if not in_dygraph_mode() and self._state.created:
+            raise RuntimeError(
+                "add_param_group: received a group after minimize() had built a step, expected it before the first"
+            )
+        self._refuse_where_divided()
+        groups = self.param_groups
+        self._follow_groups()
+        groups.append(dict(group) if isinstance(group, dict) else group)
+        try:
+            self._follow_groups()
+        except BaseException:
+            groups.pop()
+            raise
+
+    _add_param_group = add_param_group
+
+    def _follow_groups(self) -> None:
+        """Train what is in the groups now: the user may have edited them since the last step."""
+        if self._param_groups is not self._options.groups:
+            return  # a list, or a wrapper's groups
+        options = self._options.edited()
+        if options is None:
+            return
+        before, after = ({id(p) for p in o.parameters} for o in (self._options, options))
+        if before != after:
+            self._refuse_where_divided()
+        params = [p for p in self._parameter_list if id(p) in after or id(p) not in before]
+        held = {id(p) for p in params}
+        params += [p for p in options.parameters if id(p) not in held and id(p) not in before]
+        self._check_parameters([p for p in params if self._state.of(p) is None])
+        # In this order, so that an interrupt between the two leaves groups that still count as edited.
+        self._parameter_list[:] = params
+        self._take_options(options)
+
+    def _take_options(self, options: ParameterOptions) -> None:
+        self._plan = None
+        if options.has_clips:
+            self._grad_clip = ClipByGroup(options, getattr(self._grad_clip, "default", self._grad_clip))
+        self._options = options
+        if options.groups is not None:
+            self._param_groups = options.groups
+
+    def _refuse_where_divided(self) -> None:
+        if self._parameter_list is not self._own_list:
+            raise ValueError(
+                "param_groups: received a change after a wrapper had replaced the list of parameters, expected it "
+                "before; add groups before the optimizer is sharded"
+            )
+
     # ---- The ways to a step -----------------------------------------------------------------------------------------
 
     @paddle.no_grad()
@@ -154,6 +234,7 @@ class FusedOptimizer(Optimizer):
         self._require_parameters()
         if self._plan is not None and self._plan.run(self):
             return loss
+        self._follow_groups()
         pairs = []
         for param in self._parameter_list:
             if param.stop_gradient:
@@ -180,6 +261,11 @@ class FusedOptimizer(Optimizer):
             # Paddle's clip by value takes a sparse gradient for a dense one and reads what is not there.
             params_grads = [(p, self._dense(p, g)) for p, g in params_grads if g is not None]
         return super()._apply_optimize(loss, startup_program, params_grads)
+
+    def backward(self, *args: Any, **options: Any) -> Pairs:
+        """Compute the gradients, as ``paddle.optimizer.Optimizer.backward`` does."""
+        self._follow_groups()
+        return super().backward(*args, **options)
 
     def append_regularization_ops(self, parameters_and_grads: Pairs, regularization: Any = None) -> Pairs:
         """Add each parameter's regularizer, if it has one, to its gradient; weight decay by a number is not here."""
@@ -316,12 +402,13 @@ class FusedOptimizer(Optimizer):
 
     def _learning_rate_of_step(self, multiplier: Any) -> Any:
         """The learning rate as the native call takes it: a number in dygraph, a variable in static graphs."""
-        if is_tensor(multiplier):
-            return multiplier
         rate = self._learning_rate
+        if is_tensor(multiplier):
+            rate, multiplier = multiplier, 1.0
         if in_dygraph_mode():
             if not is_tensor(rate) or rate.place.is_cpu_place():
-                return arguments.check_number("learning_rate of this step", self.get_lr()) * multiplier
+                number = rate.item() if is_tensor(rate) else self.get_lr()
+                return arguments.check_number("learning_rate of this step", number) * multiplier
             return rate if multiplier == 1.0 else rate * multiplier  # on a device: no wait for its value
         if not is_tensor(rate):
             rate = self._global_learning_rate()
@@ -357,6 +444,14 @@ class FusedOptimizer(Optimizer):
         super().set_lr(arguments.check_number("learning_rate", value))
 
     # ---- State ------------------------------------------------------------------------------------------------------
+
+    def _create_accumulators(self, block: Any, parameters: list) -> None:
+        """Make all state before the first step, so that ``state_dict`` names every entry that a load may fill."""
+        for param in parameters:
+            if self._state.of(param) is None and not param.stop_gradient:
+                # With fleet's float32 gradients beside 16-bit parameters, the history holds those.
+                wide = is_16_bit(param) and hasattr(param, "main_grad")
+                self._state.create(param, paddle.float32 if wide else param.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """All state by the names that Paddle gives it, and the hyperparameters that it depends on.

@@ -1,4 +1,4 @@
-"""Keeps ``paddle.jit.to_static``, in its default mode, out of this package: a traced function runs a step as Python does.
+"""Keeps the default mode of ``paddle.jit.to_static`` out of this package: a traced function takes its steps in Python.
 
 That tracer simulates the bytecode of every function that is called. Paddle's own optimizers are exempt because their
 files are. Must not be needed anywhere else: tracing with ``full_graph=True`` comes by another way (fused.py).

@@ -12,7 +12,8 @@ import paddle
 import pytest
 from problems import Quadratic
 
-from paddle_asgd import ASGD, arguments
+from paddle_asgd import ASGD
+from paddle_asgd.free_memory import free_memory
 
 NAN, INF = float("nan"), float("inf")
 Row = tuple
@@ -72,7 +73,7 @@ def cleared() -> paddle.Tensor:
 
 
 COUNT = {
-    "none": (None, TypeError, "None"),
+    "none": (None, ValueError, "None"),
     "zero": (0, ValueError, "0"),
     "negative": (-1, ValueError, "-1"),
     "bool": (True, TypeError, "True"),
@@ -118,7 +119,7 @@ CONSTRUCTOR = {
         for name in ("learning_rate", "weight_decay")
         for key, (make, e, t) in TENSOR.items()
     },
-    "learning_rate_none": (given(learning_rate=None), TypeError, "learning_rate", "None"),
+    "learning_rate_none": (given(learning_rate=None), ValueError, "learning_rate", "None"),
     "learning_rate_is_parameters": (lambda p, q: {"learning_rate": [p, q]}, TypeError, "learning_rate", "parameters="),
     "weight_decay_class": (given(weight_decay=paddle.regularizer.L2Decay), TypeError, "weight_decay", "L2Decay"),
     "grad_clip_number": (given(grad_clip=1.0), TypeError, "grad_clip", "1.0"),
@@ -369,7 +370,7 @@ def test_set_lr(row: Row) -> None:
 def test_a_history_larger_than_the_free_memory() -> None:
     """Just above what is free, where the machine as a whole could hold it: the step would end the process."""
     param = named("first", [1024, 1024])
-    free = arguments._free_memory()
+    free = free_memory()
     slots = int(free * 1.05) // (4 * 1024 * 1024)
     assert_refused(lambda: ASGD(0.1, slots, [param]), ValueError, ["batch_num", str(slots), "GiB"])
     ASGD(0.1, slots // 2, [param])

@@ -1,5 +1,6 @@
-"""A whole step under ``paddle.jit.to_static`` in its default mode, which follows Python where it can: what it computes is
-what Python alone computes. With full_graph=True only Paddle 2.6 traces a step (test_fused.py)."""
+"""A whole step under ``paddle.jit.to_static`` in its default mode computes what Python alone computes.
+
+That mode follows Python where it can. With full_graph=True only Paddle 2.6 traces a step (test_fused.py)."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class ASGD(FusedOptimizer):
         super().__init__(
             learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, {"batch_num": self._n}
         )
-        arguments.check_history("batch_num", self._n, self._parameter_list or [])
+        self._check_parameters(self._parameter_list or [])
         self.type = "asgd"
 
     # ---- Which slot -------------------------------------------------------------------------------------------------
@@ -152,6 +152,9 @@ class ASGD(FusedOptimizer):
     def set_batch_index(self, value: int | Any) -> None:
         """Set ``batch_index``. Wrappers such as fleet's forward a method, and keep an attribute to themselves."""
         self.batch_index = value
+
+    def _check_parameters(self, parameters: list) -> None:
+        arguments.check_history("batch_num", self._n, parameters)
 
     # ---- A step -----------------------------------------------------------------------------------------------------
 
