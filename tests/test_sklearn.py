@@ -30,7 +30,7 @@ def drawn(count: int) -> list[int]:
 def test_the_same_trajectory(loss: str) -> None:
     draw = np.random.default_rng(7)
     x, y = draw.normal(size=(SAMPLES, FEATURES)), draw.normal(size=SAMPLES)
-    y = y if loss == "squared" else np.where(y > 0, 1.0, -1.0)
+    y = y if loss == "squared" else np.where(y > 0, 1.0, 0.0)
     rate = get_auto_step_size((x**2).sum(axis=1).max(), ALPHA / SAMPLES, loss, False)
     weights = paddle.zeros([FEATURES], "float64")
     weights.stop_gradient = False
@@ -40,7 +40,9 @@ def test_the_same_trajectory(loss: str) -> None:
         for index in indices[(passes - 1) * SAMPLES : passes * SAMPLES]:
             optimizer.batch_index = index
             score = (paddle.to_tensor(x[index]) * weights).sum()
-            cost = (score - y[index]) ** 2 / 2 if loss == "squared" else paddle.log1p(paddle.exp(-y[index] * score))
+            cost = (
+                (score - y[index]) ** 2 / 2 if loss == "squared" else paddle.log1p(paddle.exp(score)) - y[index] * score
+            )
             cost.backward()
             optimizer.step()
             optimizer.clear_grad()
