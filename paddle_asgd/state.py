@@ -5,7 +5,8 @@ Creates, finds and drops them, and the float32 master weights of 16-bit paramete
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ class ParameterState:
         _check_gradient_dtype(param, gradient_dtype)
         master = self.master_of(param)
         if master is None and is_16_bit(param):
-            self._warn_of_16_bit(param)
+            self.warn_of_16_bit(param)
         compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
         dtypes = {"compute": compute, "gradient": gradient_dtype}
         for entry in self.layout:
@@ -150,7 +151,24 @@ class ParameterState:
             master.stop_gradient = True
         return master
 
-    def _warn_of_16_bit(self, param: Any) -> None:
+    @contextmanager
+    def undone_on_failure(self) -> Iterator[None]:
+        """Where state is made for several parameters: all of it, or the tensors that were there before."""
+        optimizer = self._optimizer
+        accumulators = {name: dict(held) for name, held in optimizer._accumulators.items()}
+        masters = dict(optimizer._master_weights)
+        try:
+            yield
+        except BaseException:
+            for name, held in optimizer._accumulators.items():
+                held.clear()
+                held.update(accumulators.get(name, {}))
+            optimizer._master_weights.clear()
+            optimizer._master_weights.update(masters)
+            raise
+
+    def warn_of_16_bit(self, param: Any) -> None:
+        """Warn once that a 16-bit parameter has no master weight."""
         if self._warned_of_16_bit:
             return
         self._warned_of_16_bit = True

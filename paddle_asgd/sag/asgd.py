@@ -21,7 +21,7 @@ from .. import arguments, native
 from ..fused import Bucket, FusedOptimizer
 from ..state import StateTensor
 from .gradient_norm import gradient_norm
-from .step_inputs import THETA_STEP, WEIGHTS, StepInputs
+from .step_inputs import THETA_STEP, WATCH, WEIGHTS, StepInputs
 
 
 class ASGD(FusedOptimizer):
@@ -87,6 +87,8 @@ class ASGD(FusedOptimizer):
     Source: M. Schmidt, N. Le Roux, F. Bach, "Minimizing Finite Sums with the Stochastic Average Gradient", Mathematical
     Programming 162 (2017), Algorithm 1, with the re-weighting of section 4.2 and the exact regularisation of 4.3.
     """
+
+    _unsaved = (WATCH,)
 
     def __init__(
         self,
@@ -201,7 +203,7 @@ class ASGD(FusedOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """All state by Paddle's names, ``batch_num``, and, where they are used, the ``batch_weights`` of mean 1 with
-        which ``d`` was summed, and ``theta_step`` for a ``theta`` that depends on the step.
+        which ``d`` was summed, and ``theta_step`` for a ``theta`` that depends on the step, all of them tensors.
 
         The tensors are the optimizer's own and change with its next step: save them, or copy them, before. Paddle's own
         optimizer loads it unless a ``batch_index`` was used.
@@ -224,7 +226,7 @@ class ASGD(FusedOptimizer):
             rest = {key: value for key, value in state_dict.items() if key not in (WEIGHTS, THETA_STEP)}
         try:
             super().set_state_dict(rest)
-        except Exception:
+        except BaseException:
             inputs.index.in_use = in_use
             raise
         inputs.go_on_at(step)
