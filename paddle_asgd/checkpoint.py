@@ -147,7 +147,7 @@ def _check_scheduler(optimizer: FusedOptimizer, entry: Any) -> dict[str, Any] | 
     wanted = _check_schedule(_SCHEDULER, scheduler.state_dict(), entry, unused)
     if unused:
         warn(
-            f"set_state_dict: {', '.join(unused)} are not used by a {type(scheduler).__name__}; the checkpoint may be "
+            f"set_state_dict: {', '.join(unused)} are not used by {type(scheduler).__name__}; the checkpoint may be "
             "another scheduler's"
         )
     return wanted

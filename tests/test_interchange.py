@@ -253,7 +253,9 @@ def test_static_files_hold_no_schedule(optimizer: Callable, tmp_path: Path) -> N
     with mode(static=False):
         target = model(optimizer)
         error, text = (
-            (ValueError, "add scheduler.state_dict") if optimizer is ours_scheduled else (AssertionError, "LR_Scheduler")
+            (ValueError, "add scheduler.state_dict")
+            if optimizer is ours_scheduled
+            else (AssertionError, "LR_Scheduler")
         )
         with pytest.raises(error, match=text):
             target.load(str(tmp_path / "model"))
@@ -261,10 +263,9 @@ def test_static_files_hold_no_schedule(optimizer: Callable, tmp_path: Path) -> N
 
 def test_a_static_file_with_master_weights_and_a_watch() -> None:
     """They lie beside the state there, as variables among others."""
-    run = {"dtype": "float16", "multi_precision": True}
     with paddle.utils.unique_name.guard():
         params = [paddle.create_parameter([3], "float16") for _ in range(2)]
-        first = ASGD(0.1, 3, params, multi_precision=run["multi_precision"])
+        first = ASGD(0.1, 3, params, multi_precision=True)
         for param in params:
             param.grad = paddle.full([3], 0.25, "float16")
         first.step()
