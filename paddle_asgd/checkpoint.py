@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _SCHEDULER = "LR_Scheduler"
 _MASTERS = "master_weights"
 _MASTER_SUFFIX = re.compile(r"_fp32_master_\d+(_.*)?$")
+_MASTER = re.compile(r"(?P<owner>.+)_fp32_master_\d+")
+#: paddle.save adds it to a file, and only paddle.load takes it out again.
+_NAME_TABLE = "StructuredToParameterName@@"
 
 
 class _Loaded(NamedTuple):
@@ -54,8 +58,22 @@ def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
         collected[_MASTERS] = dict(optimizer._master_weights)
     if isinstance(optimizer._learning_rate, LRScheduler):
         collected[_SCHEDULER] = optimizer._learning_rate.state_dict()
-    collected.update(optimizer._hyperparameters)
+    collected.update((name, number_entry([value], "int64")) for name, value in optimizer._hyperparameters.items())
     return collected
+
+
+def number_entry(values: Any, dtype: str) -> paddle.Tensor:
+    """Numbers as an entry of a checkpoint: with anything but tensors in it Paddle would take it for no state_dict."""
+    return paddle.to_tensor(values, dtype, place=paddle.CPUPlace())
+
+
+def entry_value(entry: Any) -> Any:
+    """What an entry of numbers holds: a number in place of a tensor or an array that has one element."""
+    if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
+        entry = entry[1]  # paddle.load(return_numpy=True) pairs an array with its tensor's name
+    if isinstance(entry, paddle.Tensor) and not entry._is_initialized():
+        return entry
+    return entry.item() if hasattr(entry, "item") and math.prod(entry.shape) == 1 else entry
 
 
 @paddle.no_grad()
@@ -66,16 +84,18 @@ def load(optimizer: FusedOptimizer, state_dict: dict[str, Any], *more: Callable[
         raise TypeError(f"set_state_dict: received {type(state_dict).__name__}, expected a dict")
     rest = dict(state_dict)
     scheduler = _check_scheduler(optimizer, rest.pop(_SCHEDULER, None))
+    rest.pop(_NAME_TABLE, None)
     masters = rest.pop(_MASTERS, {})
     if not isinstance(masters, dict):
         refuse_state(f"{_MASTERS!r} is {type(masters).__name__}, expected a dict")
+    masters = dict(masters)
     complete = _check_hyperparameters(optimizer, rest)
-    found = _group_by_owner(optimizer, rest)
+    found = _group_by_owner(optimizer, rest, masters)
     if not found and not complete:
         refuse_state("it holds no state, expected what state_dict() returned")
     if not any(param.name in found for param in optimizer._parameter_list) and found:
         found, masters = _match_by_position(optimizer, found, masters)
-    loaded = _match_by_name(optimizer, found, dict(masters), complete)
+    loaded = _match_by_name(optimizer, found, masters, complete)
     undo: list[Callable[[], Any]] = []
     try:
         optimizer._adapt_loaded({name: entry.state for name, entry in loaded.items()}, undo)
@@ -83,9 +103,9 @@ def load(optimizer: FusedOptimizer, state_dict: dict[str, Any], *more: Callable[
             _check_entries(optimizer, param, loaded[param.name])
         copies = [call for p in optimizer._parameter_list for call in _copies(optimizer, p, loaded[p.name], undo)]
         if scheduler is not None:
-            own = optimizer._learning_rate
-            undo.append(partial(own.set_state_dict, own.state_dict()))
-            own.set_state_dict(scheduler)
+            own = vars(optimizer._learning_rate)
+            undo += [own.clear, partial(own.update, dict(own))]
+            _set_scheduler(optimizer._learning_rate, scheduler)
         uninterrupted(*copies, *more, undo.clear)
     except BaseException:
         for call in undo:
@@ -102,18 +122,58 @@ def _require_dygraph(optimizer: FusedOptimizer, caller: str) -> None:
         )
 
 
-def _check_scheduler(optimizer: FusedOptimizer, entry: Any) -> Any:
-    """The scheduler's entry if it has to be loaded."""
-    if not isinstance(optimizer._learning_rate, LRScheduler):
+def _check_scheduler(optimizer: FusedOptimizer, entry: Any) -> dict[str, Any] | None:
+    """What of the scheduler's entry has to be loaded, if anything."""
+    scheduler = optimizer._learning_rate
+    if not isinstance(scheduler, LRScheduler):
         if entry is not None:
             warn(f"set_state_dict: {_SCHEDULER!r} is not used, for the optimizer has a fixed learning rate")
         return None
-    needed = set(optimizer._learning_rate.state_dict())
-    if entry is None and not isinstance(optimizer._learning_rate, LambdaDecay):
-        refuse_state(f"{_SCHEDULER!r} is missing, and the optimizer has a {type(optimizer._learning_rate).__name__}")
-    if entry is not None and not (isinstance(entry, dict) and needed <= set(entry)):
-        refuse_state(f"{_SCHEDULER!r} is {shown(entry)}, expected a dict with {', '.join(sorted(needed))}")
-    return entry
+    if entry is None:
+        if not isinstance(scheduler, LambdaDecay):
+            refuse_state(
+                f"{_SCHEDULER!r} is missing, and the optimizer has a {type(scheduler).__name__}; files of static "
+                f"graphs hold none: add scheduler.state_dict() under this name"
+            )
+        return None
+    unused: list[str] = []
+    wanted = _check_schedule(_SCHEDULER, scheduler.state_dict(), entry, unused)
+    if unused:
+        warn(
+            f"set_state_dict: {', '.join(unused)} are not used by {type(scheduler).__name__}; the checkpoint may be "
+            "another scheduler's"
+        )
+    return wanted
+
+
+def _check_schedule(name: str, own: dict[str, Any], entry: Any, unused: list[str]) -> dict[str, Any]:
+    """The values that a scheduler takes from its entry, which may hold another scheduler's; adds others to unused."""
+    if not isinstance(entry, dict) or not set(own) <= set(entry):
+        refuse_state(f"{name!r} is {shown(entry)}, expected a dict with {', '.join(sorted(own))}")
+    unused += [repr(key) for key in entry if key not in own]
+    wanted = {}
+    for key, mine in own.items():
+        value = entry[key]
+        if isinstance(mine, dict):
+            value = _check_schedule(key, mine, value, unused)
+        elif key == "last_epoch":
+            epoch = entry_value(value)
+            if isinstance(epoch, bool) or not isinstance(epoch, numbers.Integral):
+                refuse_state(f"{key!r} of {name!r} is {shown(value)}, expected an int")
+        elif key == "last_lr":
+            rate = entry_value(value)
+            real = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+            if not real or not math.isfinite(rate) or rate < 0:
+                refuse_state(f"{key!r} of {name!r} is {shown(value)}, expected a finite number of at least 0")
+        wanted[key] = value
+    return wanted
+
+
+def _set_scheduler(scheduler: LRScheduler, wanted: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        # LinearWarmup says this of the entry of the scheduler that it holds, whenever it has one.
+        warnings.filterwarnings("ignore", "There are some unused values in state_dict")
+        scheduler.set_state_dict(wanted)
 
 
 def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> bool:
@@ -124,31 +184,46 @@ def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> b
         complete = complete and received is not None
         if received is None:
             continue
-        count = received.item() if hasattr(received, "item") and math.prod(received.shape) == 1 else received
+        count = entry_value(received)
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count != value:
-            refuse_state(f"{name} is {count!r}, expected {value}, with which the optimizer was created")
+            text = count if isinstance(count, numbers.Number) else shown(count)
+            refuse_state(f"{name} is {text}, expected {value}, with which the optimizer was created")
     return complete
 
 
-def _group_by_owner(optimizer: FusedOptimizer, rest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """From parameter names, as the checkpoint spells them, to their entries by state name."""
+def _group_by_owner(
+    optimizer: FusedOptimizer, rest: dict[str, Any], masters: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """From parameter names, as the checkpoint spells them, to their entries by state name.
+
+    Files of static graphs hold master weights beside the state, which are added to ``masters``.
+    """
     states = "|".join(re.escape(entry.name) for entry in optimizer._state.layout)
     pattern = re.compile(rf"(?P<owner>.+)_(?P<state>{states})_\d+")
+    # Variables of static graphs that are no state: the learning rate, and what no checkpoint needs.
+    ignored = re.compile("|".join([r".*learning_rate_\d+", *(rf".+_{name}_\d+" for name in optimizer._unsaved)]))
     own_name = "" if optimizer._name is None else f"_{optimizer._name}"
     found: dict[str, dict[str, Any]] = {}
-    unknown = []
+    known, unknown = set(), []
     for key, value in rest.items():
         match = pattern.fullmatch(key) if isinstance(key, str) else None
-        if match is None:
+        master = _MASTER.fullmatch(key) if isinstance(key, str) else None
+        if match is not None:
+            owner = match["owner"]
+            owner = owner[: -len(own_name)] if own_name and owner.endswith(own_name) else owner
+            entries = found.setdefault(_MASTER_SUFFIX.sub("", owner), {})
+            if match["state"] in entries:
+                refuse_state(f"entry {key!r} comes a second time for its parameter, under another number")
+            entries[match["state"]] = value
+        elif master is not None:
+            if master["owner"] in masters:
+                refuse_state(f"entry {key!r} comes a second time for its parameter, beside {_MASTERS!r}")
+            masters[master["owner"]] = value
+        elif not isinstance(key, str) or not ignored.fullmatch(key):
             unknown.append(key)
             continue
-        owner = match["owner"][: -len(own_name)] if own_name and match["owner"].endswith(own_name) else match["owner"]
-        entries = found.setdefault(_MASTER_SUFFIX.sub("", owner), {})
-        if match["state"] in entries:
-            refuse_state(f"entry {key!r} comes a second time for its parameter, under another number")
-        entries[match["state"]] = value
+        known.add(id(value))
     # paddle.Model adds further names for the same tensors.
-    known = {id(value) for entries in found.values() for value in entries.values()}
     unknown = [key for key in unknown if id(rest[key]) not in known]
     if unknown:
         refuse_state(f"entry {unknown[0]!r} belongs to no parameter of this optimizer")

@@ -16,10 +16,11 @@ from paddle import _C_ops
 from paddle.base.framework import in_dygraph_mode, name_scope
 from paddle.base.layer_helper import LayerHelper
 from paddle.optimizer import Optimizer
+from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
 from . import arguments, checkpoint
-from .arguments import is_tensor
+from .arguments import dtype_name, is_tensor
 from .options import ClipByGroup, Pairs, ParameterOptions
 from .shortcut import StepPlan
 from .state import ParameterState, StateTensor, is_16_bit, state_guard
@@ -55,6 +56,9 @@ class FusedOptimizer(Optimizer):
     A subclass implements ``_native_call``, and says what it keeps for each parameter (``layout``) and which of its
     arguments a checkpoint depends on (``hyperparameters``).
     """
+
+    #: tensors made by ``ParameterState.place_beside``, which files of static graphs hold and checkpoints do not
+    _unsaved: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -412,8 +416,12 @@ class FusedOptimizer(Optimizer):
             return rate if multiplier == 1.0 else rate * multiplier  # on a device: no wait for its value
         if not is_tensor(rate):
             rate = self._global_learning_rate()
+            if isinstance(self._learning_rate, LRScheduler):
+                # The executor writes a scheduler's value as bytes of the variable's dtype, whatever dtype a loaded file
+                # left in its place. Paddle's sum refuses two dtypes, where our operator would read what it finds.
+                rate = paddle.add_n([paddle.zeros([], rate.dtype), rate])
         # Not rate * multiplier, whose factor is a float32 attribute in the older graph format.
-        return rate if multiplier == 1.0 else paddle.multiply(rate, paddle.full([], multiplier, dtype=rate.dtype))
+        return rate if multiplier == 1.0 else rate * paddle.full([], multiplier, dtype=rate.dtype)
 
     def _decay_of_step(self, decay: Any) -> Any:
         """The weight decay, likewise."""
@@ -425,10 +433,17 @@ class FusedOptimizer(Optimizer):
         return decay
 
     def _create_global_learning_rate(self) -> None:
-        """Static graphs: the variable that holds the learning rate, in float64 whatever the parameters are."""
+        """Create the variable of a static graph that holds the learning rate.
+
+        Its dtype is the one that Paddle's own optimizers choose, so that each loads the other's files: the dtype of the
+        first parameter or of the loss, and float32 in place of 16 bits.
+        """
         if is_tensor(self._learning_rate):
             return
-        self._dtype = paddle.float64
+        dtype = paddle.get_default_dtype() if self._dtype is None else self._dtype
+        if dtype_name(dtype) in ("float16", "bfloat16"):
+            # Paddle keeps 16 bits where they are the default dtype, too few for a learning rate.
+            self._dtype = paddle.float32
         super()._create_global_learning_rate()
 
     def get_lr(self) -> float:

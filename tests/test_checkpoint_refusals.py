@@ -43,6 +43,10 @@ def master(change: Callable[[dict, str], Any]) -> Callable:
     return lambda state, run: change(state["master_weights"], run.params[2].name)
 
 
+def scheduled(key: str, value: Any) -> Callable:
+    return lambda state, run: state["LR_Scheduler"].update({key: value})
+
+
 def twice(state: dict, run: Run) -> None:
     state[f"{run.params[2].name}_d_7"] = state[key_of(state, run, "d")]
 
@@ -89,6 +93,12 @@ for value in (4, paddle.to_tensor(4), np.int64(4), 3.5, "abc", [3]):
     BAD[f"batch_num_{type(value).__name__}_{text}"] = ({}, added(batch_num=value), "batch_num", text)
 for value in ("x", 3, {}, {"last_epoch": 5}, []):
     BAD[f"scheduler_{value!r}"] = (SCHEDULED, added(LR_Scheduler=value), "LR_Scheduler")
+for key, values in {
+    "last_epoch": (None, 1.5, True, "3", [3], np.nan),
+    "last_lr": (None, np.nan, np.inf, -0.1, True, "0.1", [0.1]),
+}.items():
+    for value in values:
+        BAD[f"{key}_{value!r}"] = (SCHEDULED, scheduled(key, value), "LR_Scheduler", key)
 for value in (None, [], "x"):
     BAD[f"masters_{value!r}"] = (MASTERS, added(master_weights=value), "master_weights", type(value).__name__)
 BAD.update(
@@ -168,3 +178,55 @@ def test_misshapen_by_order() -> None:
     with one_warning(BY_ORDER):
         assert_refused(lambda: optimizer.set_state_dict(state), ValueError, [params[0].name, "[3, 2]", "[]"])
     assert set(optimizer.state_dict()) == {"batch_num"}
+
+
+def test_a_warning_that_is_an_error_leaves_no_state() -> None:
+    """The first parameter would have been written before the second warns."""
+    params = [paddle.create_parameter([3], dtype) for dtype in ("float32", "float16")]
+    first, second = ASGD(0.1, 3, params), ASGD(0.1, 3, params)
+    for param in params:
+        param.grad = paddle.ones([3], param.dtype)
+    with one_warning(None):
+        first.step()
+    with pytest.raises(UserWarning, match="is rounded to it after every step"):
+        second.set_state_dict(first.state_dict())
+    assert set(second.state_dict()) == {"batch_num"}
+
+
+def test_entries_of_another_scheduler_are_told_of_before_any_write() -> None:
+    run = Run(schedule=True)
+    run.train(range(STOP))
+    state = run.copied_state()
+    state["LR_Scheduler"]["best"] = 1.0
+    run.train(range(STOP, STOP + 2))
+    before = run.content()
+    with pytest.raises(UserWarning, match="'best' are not used by ExponentialDecay"):
+        run.optimizer.set_state_dict(state)
+    assert run.content() == before
+
+
+def test_a_scheduler_within_another_is_loaded_without_a_warning() -> None:
+    """Paddle's LinearWarmup always gives one."""
+
+    def optimizer() -> ASGD:
+        inner = paddle.optimizer.lr.ExponentialDecay(0.1, 0.9)
+        return ASGD(paddle.optimizer.lr.LinearWarmup(inner, 2, 0.01, 0.1), 3, params)
+
+    params = [paddle.create_parameter([3], "float32")]
+    first, second = optimizer(), optimizer()
+    for _ in range(4):
+        first._learning_rate.step()
+    state = first.state_dict()
+    second.set_state_dict(state)
+    assert second._learning_rate.state_dict() == state["LR_Scheduler"]
+    state["LR_Scheduler"]["LinearWarmup_LR"]["last_lr"] = None
+    with pytest.raises(ValueError, match="'last_lr' of 'LinearWarmup_LR' is None"):
+        second.set_state_dict(state)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 2.0], "x"], ids=repr)
+def test_wrong_weights_are_the_checkpoints(weights: Any) -> None:
+    run = Run(batch_weights=[1.0, 2.0, 3.0])
+    state = {**run.copied_state(), "batch_weights": weights}
+    with pytest.raises(ValueError, match="set_state_dict: the checkpoint's batch_weights"):
+        run.optimizer.set_state_dict(state)

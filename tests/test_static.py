@@ -73,7 +73,7 @@ def given_gradients(shapes: Any, dtype: str, rate: Any) -> StaticRun:
         with warnings.catch_warnings():
             # Nothing of Paddle's backward pass is here that had to be forgiven.
             warnings.simplefilter("error")
-            return ASGD(rate, 3, weight_decay=0.1).apply_gradients(list(zip(params, grads)))
+            return ASGD(rate, 3, params, weight_decay=0.1).apply_gradients(list(zip(params, grads)))
 
     return StaticRun(Quadratic(3, shapes), build, dtype)
 
@@ -178,7 +178,7 @@ def test_parameter_groups() -> None:
 
 def test_two_optimizers_in_one_program() -> None:
     def build(loss: Any, params: list) -> None:
-        first, second = ASGD(0.1, 3, weight_decay=0.1), ASGD(0.05, 2, weight_decay=0.2)
+        first, second = ASGD(0.1, 3, params, weight_decay=0.1), ASGD(0.05, 2, params, weight_decay=0.2)
         pairs = sorted(first.backward(loss), key=lambda pair: pair[0].name)
         first.apply_gradients(pairs[:2])
         second.apply_gradients(pairs[2:])

@@ -22,7 +22,7 @@ from ..fused import Bucket, FusedOptimizer
 from ..state import StateTensor
 from ..tracing import leave_trace
 from .gradient_norm import gradient_norm
-from .step_inputs import THETA_STEP, WEIGHTS, StepInputs
+from .step_inputs import THETA_STEP, WATCH, WEIGHTS, StepInputs
 
 
 class ASGD(FusedOptimizer):
@@ -90,6 +90,8 @@ class ASGD(FusedOptimizer):
     Source: M. Schmidt, N. Le Roux, F. Bach, "Minimizing Finite Sums with the Stochastic Average Gradient", Mathematical
     Programming 162 (2017), Algorithm 1, with the re-weighting of section 4.2 and the exact regularisation of 4.3.
     """
+
+    _unsaved = (WATCH,)
 
     def __init__(
         self,
@@ -211,7 +213,7 @@ class ASGD(FusedOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """All state by Paddle's names, ``batch_num``, and, where they are used, the ``batch_weights`` of mean 1 with
-        which ``d`` was summed, and ``theta_step`` for a ``theta`` that depends on the step.
+        which ``d`` was summed, and ``theta_step`` for a ``theta`` that depends on the step, all of them tensors.
 
         The tensors are the optimizer's own and change with its next step: save them, or copy them, before. Paddle's own
         optimizer loads it unless a ``batch_index`` was used.

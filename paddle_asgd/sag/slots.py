@@ -150,31 +150,31 @@ def check_clock(clock: np.ndarray, n: int) -> str | None:
     return None
 
 
-def normalised_weights(value: Any, n: int) -> np.ndarray | None:
-    """What each batch weighs, of mean 1; None if all weigh the same."""
+def normalised_weights(value: Any, n: int, argument: str = "batch_weights") -> np.ndarray | None:
+    """What each batch weighs, of mean 1; None if all weigh the same. Errors name ``argument``."""
     if value is None:
         return None
     received = value.numpy() if is_tensor(value) and isinstance(value, paddle.Tensor) else value
     if is_tensor(received) or isinstance(received, str) or not isinstance(received, (Sequence, np.ndarray)):
-        raise TypeError(f"batch_weights: received {shown(value)}, expected a list of {n} positive numbers")
+        raise TypeError(f"{argument}: received {shown(value)}, expected a list of {n} positive numbers")
     try:
         weights = np.array(received, dtype=np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"batch_weights: received {shown(value)}, expected a list of {n} positive numbers") from None
+        raise TypeError(f"{argument}: received {shown(value)}, expected a list of {n} positive numbers") from None
     if weights.shape != (n,):
         raise ValueError(
-            f"batch_weights: received {' x '.join(map(str, weights.shape))} numbers, expected {n}, one for each of "
+            f"{argument}: received {' x '.join(map(str, weights.shape))} numbers, expected {n}, one for each of "
             "batch_num batches"
         )
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
     if len(wrong):
-        raise ValueError(f"batch_weights[{wrong[0]}]: received {weights[wrong[0]]}, expected a positive number")
+        raise ValueError(f"{argument}[{wrong[0]}]: received {weights[wrong[0]]}, expected a positive number")
     if (weights == weights[0]).all():
         return None
     weights = weights / weights.max()
     if weights.min() < SMALLEST_WEIGHT:
         raise ValueError(
-            f"batch_weights: received numbers whose smallest is {weights.min():.1g} times the largest, expected at "
+            f"{argument}: received numbers whose smallest is {weights.min():.1g} times the largest, expected at "
             f"least {SMALLEST_WEIGHT:g} times, which float32 can hold; leave out batches that do not count"
         )
     return weights * (n / weights.sum())
@@ -182,7 +182,10 @@ def normalised_weights(value: Any, n: int) -> np.ndarray | None:
 
 def check_same_weights(loaded: Any, own: np.ndarray | None, n: int) -> None:
     """A checkpoint's d is a sum with its own weights, and wrong with others."""
-    received = normalised_weights(loaded, n)
+    try:
+        received = normalised_weights(loaded, n, "the checkpoint's batch_weights")
+    except (TypeError, ValueError) as error:
+        refuse_state(str(error))
     same = received is own if received is None or own is None else np.allclose(received, own, rtol=1e-12, atol=0)
     if same:
         return

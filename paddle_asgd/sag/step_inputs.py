@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Entries of a checkpoint that are numbers of these inputs, not tensors of a parameter.
 WEIGHTS, THETA_STEP = "batch_weights", "theta_step"
+#: The tensor beside a parameter that no checkpoint needs.
+WATCH = "watch"
 
 
 class StepInputs:
@@ -155,7 +157,7 @@ class StepInputs:
             return None
         if self.watch.tensor is None or not in_dygraph_mode():
             with state_guard():
-                self.watch.tensor = state.place_beside(bucket.params[0], "watch", [WATCH_SIZE], "float64")
+                self.watch.tensor = state.place_beside(bucket.params[0], WATCH, [WATCH_SIZE], "float64")
         return self.watch.tensor
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
@@ -164,17 +166,17 @@ class StepInputs:
         """What a checkpoint must say of them."""
         collected: dict[str, Any] = {}
         if self.weights is not None:
-            collected[WEIGHTS] = self.weights.tolist()
+            collected[WEIGHTS] = checkpoint.number_entry(self.weights, "float64")
         if callable(self._theta):
-            collected[THETA_STEP] = self._steps
+            collected[THETA_STEP] = checkpoint.number_entry([self._steps], "int64")
         return collected
 
     def check_loaded(self, state_dict: dict[str, Any]) -> int:
         """Refuse what does not go with these inputs; returns the number of steps before the next."""
-        check_same_weights(state_dict.get(WEIGHTS), self.weights, self._n)
+        check_same_weights(checkpoint.entry_value(state_dict.get(WEIGHTS)), self.weights, self._n)
         if THETA_STEP not in state_dict:
             return self._steps
-        return arguments.check_step(f"set_state_dict: {THETA_STEP!r}", state_dict[THETA_STEP])
+        return arguments.check_step(f"set_state_dict: {THETA_STEP!r}", checkpoint.entry_value(state_dict[THETA_STEP]))
 
     def going_on_at(self, step: int) -> Callable[[], Any]:
         """What a checkpoint changes here when it is loaded: a call of C."""
