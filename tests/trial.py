@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from problems import TRAINABLE, Quadratic, state_of
+from problems import EMPTY_STEPS, TRAINABLE, Quadratic, state_of
 from reference import Sag
 
 from paddle_asgd import ASGD
@@ -50,7 +50,8 @@ class Trial:
 
     def follow(self, grads: Sequence, rate: Any = 0.1, index: int | None = None) -> None:
         """The reference's half of a step, and the comparison."""
-        self.sag.step(grads, rate, index)
+        steps = [g if g is None or np.size(g) or EMPTY_STEPS else None for g in grads]
+        self.sag.step(steps, rate, index)
         self.steps += 1
         for p, param in enumerate(self.params):
             state = state_of(self.optimizer, param)
