@@ -88,8 +88,8 @@ inline Extent extent_of(const DenseTensor& t) {
 }
 
 struct Memory {
-  void* begin = nullptr;  // null: none, or none that may be asked for, because it ends before the shape
-  size_t size = 0;        // in bytes
+  void* begin = nullptr;         // null: none, or none that may be asked for, because it ends before the shape
+  size_t size = 0;               // in bytes
   const Place* place = nullptr;  // null: no memory
 };
 

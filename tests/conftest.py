@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "shortcut: is about the shortcut itself, and senseless with --no-shortcut")
-    # Paddle's own optimizers and to_static say this of Paddle's full_like, from 3.2 on; test_static.py forbids it to ours.
+    # Paddle's own optimizers and to_static say this from 3.2 on; test_static.py forbids it to ours.
     config.addinivalue_line("filterwarnings", "ignore:(Tensor|Value) do not have 'place' interface:UserWarning")
 
 
