@@ -15,6 +15,11 @@ from paddle_asgd import ASGD
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6}
 
 
+def takes_step(param: Any) -> bool:
+    """Whether Paddle's backward pass leaves a gradient that an optimizer finds; a main_grad is always found."""
+    return EMPTY_STEPS or 0 not in param.shape or getattr(param, "main_grad", None) is not None
+
+
 class Trial:
     """The optimizer and the reference, side by side on one problem."""
 
@@ -50,8 +55,7 @@ class Trial:
 
     def follow(self, grads: Sequence, rate: Any = 0.1, index: int | None = None) -> None:
         """The reference's half of a step, and the comparison."""
-        steps = [g if g is None or np.size(g) or EMPTY_STEPS else None for g in grads]
-        self.sag.step(steps, rate, index)
+        self.sag.step([g if takes_step(p) else None for p, g in zip(self.params, grads)], rate, index)
         self.steps += 1
         for p, param in enumerate(self.params):
             state = state_of(self.optimizer, param)
