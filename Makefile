@@ -20,7 +20,7 @@ help:
 	@echo "make lint   ruff and clang-format"
 	@echo "make clean  remove $(VENV) and what was built"
 	@echo "Some tests:     make test TESTS='tests/test_asgd.py --no-shortcut'"
-	@echo "Another Paddle: make demo PADDLE=paddlepaddle-gpu==2.6.2"
+	@echo "Another Paddle: make test PADDLE=paddlepaddle==3.0.0, or PADDLE=paddlepaddle-gpu==2.6.2"
 
 # Paddle says at every import that there is no ccache.
 demo: $(VENV)/built

@@ -88,12 +88,12 @@ inline Extent extent_of(const DenseTensor& t) {
 }
 
 struct Memory {
-  void* begin = nullptr;  // null: none
-  size_t size = 0;        // in bytes
-  const Place* place = nullptr;
+  void* begin = nullptr;         // null: none, or none that may be asked for, because it ends before the shape
+  size_t size = 0;               // in bytes
+  const Place* place = nullptr;  // null: no memory
 };
 
-// DenseTensor::data() computes strides and sizes anew at every call; and Paddle 2.6 has nothing else.
+// DenseTensor::data() computes strides and sizes anew at every call. Before 3.2, Paddle offers extensions nothing else.
 template <typename Dense>
 auto memory_of(const Dense& t, int) -> decltype(t.Holder(), Memory{}) {
   const phi::Allocation* holder = t.Holder().get();
@@ -106,7 +106,10 @@ auto memory_of(const Dense& t, int) -> decltype(t.Holder(), Memory{}) {
 template <typename Dense>
 Memory memory_of(const Dense& t, long) {
   if (!t.initialized()) return Memory{};
-  return Memory{const_cast<void*>(t.data()), t.capacity() - t.meta().offset, &t.place()};
+  const size_t size = t.capacity() - t.meta().offset;
+  // data() would raise an error of Paddle's own, of another type.
+  const bool whole = static_cast<size_t>(extent_of(t).numel) * phi::SizeOf(t.meta().dtype) <= size;
+  return Memory{whole ? const_cast<void*>(t.data()) : nullptr, size, &t.place()};
 }
 
 // ---- Checking -----------------------------------------------------------------------------------------------------
@@ -139,7 +142,7 @@ class Check {
       fail(std::string("layout of ") + what, "a strided view", "a contiguous tensor; call .contiguous() on it");
     }
     const Memory memory = memory_of(t, 0);
-    if (memory.begin == nullptr) fail(what, "a tensor without memory", "an initialised tensor");
+    if (memory.place == nullptr) fail(what, "a tensor without memory", "an initialised tensor");
     const size_t needed = static_cast<size_t>(extent.numel) * phi::SizeOf(t.meta().dtype);
     if (memory.size < needed) {
       fail(std::string("memory of ") + what, std::to_string(memory.size) + " bytes",

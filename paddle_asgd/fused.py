@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from functools import partial
 from typing import Any, Callable, NamedTuple, NoReturn
 
@@ -251,6 +252,15 @@ class FusedOptimizer(Optimizer):
                 pairs.append((param, grad))
         self._apply_optimize(loss=None, startup_program=None, params_grads=pairs)
         return loss
+
+    def backward(self, loss: Any, *args: Any, **options: Any) -> Pairs:
+        """Compute the gradients, or append what computes them to a static graph: the first half of ``minimize``."""
+        if in_dygraph_mode():
+            return super().backward(loss, *args, **options)
+        with warnings.catch_warnings():
+            # Paddle 3.2 and 3.3 ask a variable of the graph for its place here, and warn of it. No caller can help it.
+            warnings.filterwarnings("ignore", ".* do not have 'place' interface", UserWarning)
+            return super().backward(loss, *args, **options)
 
     def _apply_optimize(self, loss: Any, startup_program: Any, params_grads: Any, param_group_idx: int = 0) -> Any:
         """Clip, regularize, update. Wrappers that shard the state call this, some with a group instead of a list."""

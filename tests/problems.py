@@ -13,8 +13,11 @@ import numpy as np
 import paddle
 
 ON_GPU = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+VERSION = tuple(int(part) for part in paddle.__version__.split(".")[:2])
 #: Whether static graphs are of the format that Paddle 3 began.
-PIR = int(paddle.__version__.split(".")[0]) >= 3
+PIR = VERSION >= (3, 0)
+#: Paddle 3.0 tells its optimizers that a parameter without elements has no gradient, so such a parameter takes no step.
+EMPTY_STEPS = VERSION >= (3, 1)
 
 #: Empty first, in the middle and last; no dimension at all; one element; sizes that leave every later slot of the
 #: history at an odd offset; more elements than one block of the GPU kernel takes.
