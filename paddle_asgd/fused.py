@@ -255,6 +255,7 @@ class FusedOptimizer(Optimizer):
 
     def backward(self, loss: Any, *args: Any, **options: Any) -> Pairs:
         """Compute the gradients, or append what computes them to a static graph: the first half of ``minimize``."""
+        self._follow_groups()
         if in_dygraph_mode():
             return super().backward(loss, *args, **options)
         with warnings.catch_warnings():
@@ -275,11 +276,6 @@ class FusedOptimizer(Optimizer):
             # Paddle's clip by value takes a sparse gradient for a dense one and reads what is not there.
             params_grads = [(p, self._dense(p, g)) for p, g in params_grads if g is not None]
         return super()._apply_optimize(loss, startup_program, params_grads)
-
-    def backward(self, *args: Any, **options: Any) -> Pairs:
-        """Compute the gradients, as ``paddle.optimizer.Optimizer.backward`` does."""
-        self._follow_groups()
-        return super().backward(*args, **options)
 
     def append_regularization_ops(self, parameters_and_grads: Pairs, regularization: Any = None) -> Pairs:
         """Add each parameter's regularizer, if it has one, to its gradient; weight decay by a number is not here."""
