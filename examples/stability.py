@@ -31,13 +31,13 @@ FINE = 1.7 ** (np.arange(1.0, 8.0) / 8)
 
 
 class Columns:
-    """SAG for many learning rates and thetas at once: one column of x for each.
+    """SAG for many learning rates and thetas at once: one column of x, or one part along another axis, for each.
 
     Args:
-        x: where the columns start, an array of shape [parameters, columns].
+        x: where they start.
         n: the number of batches.
-        rates: the learning rate of every column.
-        thetas: theta of every column; NaN is SAG.
+        rates: the learning rates, of a shape that is broadcast to that of x.
+        thetas: the thetas, likewise; NaN is SAG.
         weight_decay: a number of at least 0.
         weights: what each batch weighs, 1 on average; all weigh the same if None.
     """
@@ -52,9 +52,9 @@ class Columns:
         weights: Sequence[float] | None = None,
     ) -> None:
         self.x, self.rates, self.weight_decay = x.copy(), rates, weight_decay
-        self._theta, self._is_sag = np.array(thetas, dtype=float), np.isnan(thetas)
+        self._theta, self._is_sag = thetas.copy(), np.isnan(thetas)
         self._weights = [1.0] * n if weights is None else weights
-        self._d, self._y = np.zeros_like(x), np.zeros((n, *x.shape))
+        self._d, self._y = np.zeros_like(x), np.zeros((n, *x.shape), x.dtype)
         self._seen: set[int] = set()
         self._weight_seen = 0.0
 
