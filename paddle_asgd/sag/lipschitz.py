@@ -100,7 +100,7 @@ class LipschitzSearch:
             )
         self._optimizer = optimizer
         self._lipschitz = _check_positive("initial", initial)
-        self._factor = None if factor == _AUTO else _check_positive("factor", factor)
+        self._factor = None if isinstance(factor, str) and factor == _AUTO else _check_positive("factor", factor)
         self._order = OrderSeen(optimizer.batch_num)
         #: of L, since the loss was last asked for twice at the same parameters
         self._doublings = 0
