@@ -93,11 +93,13 @@ def load_patches(count: int) -> np.ndarray:
     return np.hstack([rows, np.ones((count, 1))])
 
 
-def is_stable(batches: np.ndarray, order: str, rates: np.ndarray, thetas: np.ndarray, seed: int) -> np.ndarray:
+def is_stable(
+    batches: np.ndarray, order: str, rates: np.ndarray, thetas: np.ndarray, seed: int, method: type = Columns
+) -> np.ndarray:
     """Whether the whole loss of every column is smaller in the last third of the passes than in the second."""
     n, size, features = batches.shape
     draw = np.random.default_rng(seed)
-    columns = Columns(np.repeat(draw.normal(size=(features, 1)), len(rates), axis=1), n, rates, thetas)
+    columns = method(np.repeat(draw.normal(size=(features, 1)), len(rates), axis=1), n, rates, thetas)
     rows, losses = batches.reshape(-1, features), []
     # Without targets the loss is a square, and its gradient is linear in x.
     hessian = rows.T @ rows / len(rows)
@@ -112,17 +114,17 @@ def is_stable(batches: np.ndarray, order: str, rates: np.ndarray, thetas: np.nda
 
 
 def largest_stable(
-    batches: np.ndarray, order: str, thetas: Sequence[float | None], seed: int = 0, coarse: np.ndarray = COARSE
+    batches: np.ndarray, order: str, thetas: Sequence[float | None], seed: int = 0, method: type = Columns
 ) -> np.ndarray:
     """For every theta, the largest learning rate below which all are stable, times the largest curvature."""
     rows = batches.reshape(-1, batches.shape[-1])
     curvature = np.linalg.norm(rows, 2) ** 2 / len(rows)
     numbers = np.array([np.nan if theta is None else theta for theta in thetas])
     found = np.zeros(len(numbers))
-    grids = np.tile(coarse, (len(numbers), 1))
+    grids = np.tile(COARSE, (len(numbers), 1))
     for _ in range(2):
         rates, columns = grids.ravel() / curvature, np.repeat(numbers, grids.shape[1])
-        stable = is_stable(batches, order, rates, columns, seed).reshape(grids.shape)
+        stable = is_stable(batches, order, rates, columns, seed, method).reshape(grids.shape)
         # Not the largest that is stable: with a small theta there may be stable rates above unstable ones.
         count = np.where(stable.all(axis=1), stable.shape[1], stable.argmin(axis=1))
         below = np.take_along_axis(grids, np.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
