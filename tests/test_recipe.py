@@ -186,13 +186,21 @@ def test_order_seen(indices: list[int], expected: list[str | None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("theta", "index", "factor"),
-    [(None, 0, 0.5), (0.3, 0, 0.5), (2.0, 0, 0.25), (None, None, np.pi**2 / 400), (lambda step: 0.3, 0, 0.5)],
+    ("n", "theta", "index", "factor"),
+    [
+        (100, None, 0, 0.7),
+        (100, 0.3, 0, 0.7),
+        (19, 0.3, 0, 0.5),
+        (100, 2.0, 0, 0.125),
+        (100, lambda step: 0.3, 0, 0.7),
+        (100, None, None, np.pi**2 / 400),
+        (2, None, None, 0.5),
+    ],
 )
-def test_factor_that_is_chosen(theta: Any, index: int | None, factor: float) -> None:
-    """Times 1 / L, which the first step leaves at 1; n is 100."""
+def test_factor_that_is_chosen(n: int, theta: Any, index: int | None, factor: float) -> None:
+    """The learning rate times L, which is 1 in the first step."""
     param = paddle.to_tensor([1.0], dtype="float64", stop_gradient=False)
-    optimizer = ASGD(7.0, 100, [param], theta=theta)
+    optimizer = ASGD(7.0, n, [param], theta=theta)
     if index is not None:
         optimizer.batch_index = index
     LipschitzSearch(optimizer).step(lambda: (param * param).sum() / 2)

@@ -29,8 +29,12 @@ _DOUBLINGS = 200
 #: After so many doublings the loss is asked for again where the step began. In the long run a right search doubles once
 #: a pass; where the loss depends on chance it is about once a step.
 _DOUBLINGS_TO_CHECK = 10
-#: Of ``factor="auto"``: the paper's rule overshoots with few or large batches.
-_AUTO, _FACTOR = "auto", 0.5
+_AUTO = "auto"
+#: Of ``factor="auto"``. L is halved within a pass, in which every batch is asked only once: the paper's factor of 1
+#: overshoots with large batches, and 0.7 does with few batches.
+_FACTOR, _FACTOR_OF_FEW, _FEW = 0.7, 0.5, 20
+#: The same, times theta: the larger theta, the more the spread of the stored gradients enters a step.
+_FACTOR_TIMES_THETA = 0.25
 #: What rounding may do to a loss, relative to it: four times the dtype's epsilon. Once is too little: under bfloat16
 #: parameters a small network's L then climbed to 250, and to 10^7 with what is right for float32; with four times to 8.
 _ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5, "float32": 2.0**-21, "float64": 2.0**-50}
@@ -68,8 +72,9 @@ class LipschitzSearch:
         initial: the first estimate L, in units of the loss over those of a parameter squared; above 0. One that is far
             too large costs a pass for every factor of 2, one that is too small a few forward passes.
         factor: the learning rate times L, without unit, above 0. The paper's is 1; with few or large batches it
-            overshoots. "auto" is 0.5, or 0.5 / theta if theta is above 1, and without a ``batch_index`` no more
-            than half of what a fixed order allows, which is ``2.46 / n`` without theta and ``6.6 / n`` with 0.3.
+            overshoots. "auto" is 0.7, or 0.5 with fewer than 20 batches, and at most ``0.25 / theta``; without a
+            ``batch_index`` also at most half of what a fixed order allows, ``2.46 / n`` without theta and ``6.6 / n``
+            with 0.3.
 
     Raises:
         TypeError: an argument is of the wrong type, or the learning rate is a scheduler or a tensor.
@@ -183,9 +188,11 @@ class LipschitzSearch:
         """The learning rate times L."""
         if self._factor is not None:
             return self._factor
-        theta = self._theta()
-        chosen = _FACTOR / max(theta, 1.0)
-        return chosen if index is not None else min(chosen, cyclic_limit(theta) / 2 / self._optimizer.batch_num)
+        theta, n = self._theta(), self._optimizer.batch_num
+        chosen = _FACTOR if n >= _FEW else _FACTOR_OF_FEW
+        if theta > 0:
+            chosen = min(chosen, _FACTOR_TIMES_THETA / theta)
+        return chosen if index is not None else min(chosen, cyclic_limit(theta) / 2 / n)
 
     def _theta(self) -> float:
         """What is known of it: a schedule may be 0 at any step, and None is no more than 1 / n."""
