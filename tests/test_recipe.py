@@ -124,7 +124,7 @@ class Problem:
         return w
 
 
-def search(problem: Problem, order: str | None, theta: float | None, passes: int) -> float:
+def search(problem: Problem, order: str | None, theta: Any, passes: int) -> float:
     """What is left after so many passes. No order: batches come in theirs, and nobody says which is which."""
     sampler = FixedBatchSampler(problem.samples, 16, order=order or "sequential", seed=0)
     weights = paddle.zeros([problem.samples.shape[1]], "float64")
@@ -163,7 +163,9 @@ def test_search_warns_where_the_order_is_always_the_same() -> None:
         search(Problem("ridge"), "sequential", THETA, 2)
 
 
-@pytest.mark.parametrize(("order", "theta"), [("reshuffle", THETA), ("replacement", None)])
+@pytest.mark.parametrize(
+    ("order", "theta"), [("reshuffle", THETA), ("reshuffle", lambda step: THETA), ("replacement", None)]
+)
 def test_search_does_not_warn_without_need(order: str, theta: float | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

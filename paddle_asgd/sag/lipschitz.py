@@ -202,8 +202,10 @@ class LipschitzSearch:
     def _look_at_order(self, index: int) -> None:
         """Warn where the order of the batches sets a limit that a search on single batches cannot see."""
         order, theta, n = self._order.add(index), self._theta(), self._optimizer.batch_num
-        limit = math.inf if order is None else cyclic_limit(theta)
-        if order == "reshuffle":
+        # What a schedule of theta gives is not known.
+        unlimited = order is None or callable(getattr(self._optimizer, "theta", None))
+        limit = math.inf if unlimited else cyclic_limit(theta)
+        if order == "reshuffle" and not unlimited:
             limit = math.inf if theta >= ENOUGH_THETA else RESHUFFLED_LIMIT
         if self._factor_of(index) * n <= limit:
             return
