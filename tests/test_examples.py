@@ -27,7 +27,7 @@ def accuracy(output: str) -> float:
 
 
 def test_all_examples_are_tested() -> None:
-    tested = {"train_digits.py", "converge_exactly.py", "ridge.py", "sag_convergence.py"}
+    tested = {"train_digits.py", "converge_exactly.py", "ridge.py", "sag_convergence.py", "stability.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -133,3 +133,21 @@ def test_other_refusals(tmp_path: Path, name: str, argument: str, message: str) 
     assert done.returncode == 2
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stability(tmp_path: Path) -> None:
+    """The quick run: with theta = 0.3 the limit of 20 batches is that of few; without theta it is much lower."""
+    done = run("stability.py", tmp_path, "--quick")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^  n = +(\d+)  (.+)$", done.stdout, re.MULTILINE)
+    assert [int(n) for n, _ in rows] == 3 * [2, 5, 20]
+    without, recommended = (float(rows[2][1].split()[k]) for k in (0, 3))
+    assert without < 0.4
+    assert recommended > 1.1
+    assert (tmp_path / "stability.png").read_bytes().startswith(PNG)
+
+
+def test_stability_refusal(tmp_path: Path) -> None:
+    done = run("stability.py", tmp_path, "--output=missing/stability.png")
+    assert done.returncode == 2
+    assert "there is no folder missing" in done.stderr

@@ -14,9 +14,11 @@ from paddle.base.framework import in_dygraph_mode
 from paddle.regularizer import L2Decay
 
 from ..arguments import check_number, dtype_name, is_tensor, shown
+from ..caller import warn
 from ..fused import FusedOptimizer
 from ..options import Options
 from ..state import is_16_bit
+from .order import ENOUGH_THETA, RESHUFFLED_LIMIT, OrderSeen, cyclic_limit
 
 #: |g|^2 below which rounding decides the comparison, and none is made. The paper's.
 _SMALLEST_GRADIENT = 1e-8
@@ -27,6 +29,12 @@ _DOUBLINGS = 200
 #: After so many doublings the loss is asked for again where the step began. In the long run a right search doubles once
 #: a pass; where the loss depends on chance it is about once a step.
 _DOUBLINGS_TO_CHECK = 10
+_AUTO = "auto"
+#: Of ``factor="auto"``. L is halved within a pass, in which every batch is asked only once: the paper's factor of 1
+#: overshoots with large batches, and 0.7 does with few batches.
+_FACTOR, _FACTOR_OF_FEW, _FEW = 0.7, 0.5, 20
+#: The same, times theta: the larger theta, the more the spread of the stored gradients enters a step.
+_FACTOR_TIMES_THETA = 0.25
 #: What rounding may do to a loss, relative to it: four times the dtype's epsilon. Once is too little: under bfloat16
 #: parameters a small network's L then climbed to 250, and to 10^7 with what is right for float32; with four times to 8.
 _ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5, "float32": 2.0**-21, "float64": 2.0**-50}
@@ -45,8 +53,10 @@ class LipschitzSearch:
     with :math:`f_i` the loss of the present batch, :math:`g` its gradient at the parameters :math:`x`, and :math:`n`
     the optimizer's ``batch_num``. Most steps cost one more forward pass, and each comparison waits for the loss.
 
-    The rule supposes that batches come at random, with replacement. In a fixed order the same step sizes may be too
-    large: ``factor=0.25`` is needed there, and may not be enough.
+    With ``theta=0.3`` and batches that are reshuffled or drawn with replacement there is nothing to tune. The paper's
+    rule supposes the latter. Without theta, a reshuffled order allows only about 1 / n of these learning rates, so the
+    search warns once it has seen two such passes. Where no ``batch_index`` is given, batches come in a fixed order;
+    there the default ``factor`` is at most half of what is stable in that order, which theta raises by little.
 
     ``closure`` must give the same loss for the same parameters: after every tenth doubling of L it is called once more
     where the step began, to find out. Dropout has to be off; batch normalisation works, but its running statistics take
@@ -62,7 +72,9 @@ class LipschitzSearch:
         initial: the first estimate L, in units of the loss over those of a parameter squared; above 0. One that is far
             too large costs a pass for every factor of 2, one that is too small a few forward passes.
         factor: the learning rate times L, without unit, above 0. The paper's is 1; with few or large batches it
-            overshoots.
+            overshoots. "auto" is 0.7, or 0.5 with fewer than 20 batches, and at most ``0.25 / theta``; without a
+            ``batch_index`` also at most half of what a fixed order allows, ``2.46 / n`` without theta and ``6.6 / n``
+            with 0.3.
 
     Raises:
         TypeError: an argument is of the wrong type, or the learning rate is a scheduler or a tensor.
@@ -74,10 +86,10 @@ class LipschitzSearch:
         >>> from paddle_asgd import ASGD, LipschitzSearch
         >>> linear = paddle.nn.Linear(4, 1)
         >>> batches = [paddle.randn([8, 4]) for _ in range(3)]
-        >>> optimizer = ASGD(batch_num=3, parameters=linear.parameters())
-        >>> search = LipschitzSearch(optimizer, factor=0.25)
+        >>> optimizer = ASGD(batch_num=3, parameters=linear.parameters(), theta=0.3)
+        >>> search = LipschitzSearch(optimizer)
         >>> for _ in range(2):
-        ...     for batch in batches:
+        ...     for optimizer.batch_index, batch in enumerate(batches):
         ...         loss = search.step(lambda: linear(batch).square().mean())
         >>> optimizer.get_lr() > 0
         True
@@ -86,14 +98,15 @@ class LipschitzSearch:
     Programming 162 (2017), section 4.6. The factor is from measurements with batches of 1 to 64 samples.
     """
 
-    def __init__(self, optimizer: FusedOptimizer, initial: float = 1.0, factor: float = 0.5) -> None:
+    def __init__(self, optimizer: FusedOptimizer, initial: float = 1.0, factor: float | str = "auto") -> None:
         if not isinstance(optimizer, FusedOptimizer) or not hasattr(optimizer, "batch_num"):
             raise TypeError(
                 f"optimizer: received {shown(optimizer)}, expected one of this package with a batch_num, such as ASGD"
             )
         self._optimizer = optimizer
         self._lipschitz = _check_positive("initial", initial)
-        self._factor = _check_positive("factor", factor)
+        self._factor = None if isinstance(factor, str) and factor == _AUTO else _check_positive("factor", factor)
+        self._order = OrderSeen(optimizer.batch_num)
         #: of L, since the loss was last asked for twice at the same parameters
         self._doublings = 0
         self._check_optimizer()
@@ -122,7 +135,7 @@ class LipschitzSearch:
             RuntimeError: the loss never decreases along its own gradient.
 
         Whatever is raised, be it by ``closure``, the parameters are what they were, and no step has been taken; but for
-        a warning of the optimizer that a filter makes an error, which comes behind its step.
+        a warning that a filter makes an error, which comes behind the step.
         """
         self._check_optimizer()
         if not callable(closure):
@@ -141,12 +154,15 @@ class LipschitzSearch:
                 loss.backward()
             lipschitz = self._search(closure, loss)
             _fill_with_zeros(had_gradient)
-            optimizer.set_lr(self._factor / (lipschitz + self._largest_decay()))
+            index = optimizer.batch_index
+            optimizer.set_lr(self._factor_of(index) / (lipschitz + self._largest_decay()))
             optimizer.step()
         finally:
             _fill_with_zeros(had_gradient)
             optimizer.clear_grad()
         self._lipschitz = max(lipschitz * 2.0 ** (-1.0 / optimizer.batch_num), _SMALLEST)
+        if index is not None:
+            self._look_at_order(int(index))
         return loss.detach()
 
     def state_dict(self) -> dict[str, float]:
@@ -165,6 +181,45 @@ class LipschitzSearch:
         if list(state_dict) != ["lipschitz"]:
             raise ValueError(f"set_state_dict: received the keys {list(state_dict)}, expected 'lipschitz' alone")
         self._lipschitz = _check_positive("set_state_dict: lipschitz", state_dict["lipschitz"])
+
+    # ---- What the order of the batches allows -----------------------------------------------------------------------
+
+    def _factor_of(self, index: Any) -> float:
+        """The learning rate times L."""
+        if self._factor is not None:
+            return self._factor
+        theta, n = self._theta(), self._optimizer.batch_num
+        chosen = _FACTOR if n >= _FEW else _FACTOR_OF_FEW
+        if theta > 0:
+            chosen = min(chosen, _FACTOR_TIMES_THETA / theta)
+        return chosen if index is not None else min(chosen, cyclic_limit(theta) / 2 / n)
+
+    def _theta(self) -> float:
+        """What is known of it: a schedule may be 0 at any step, and None is no more than 1 / n."""
+        theta = getattr(self._optimizer, "theta", None)
+        return theta if isinstance(theta, numbers.Real) else 0.0
+
+    def _look_at_order(self, index: int) -> None:
+        """Warn where the order of the batches sets a limit that a search on single batches cannot see."""
+        order, theta, n = self._order.add(index), self._theta(), self._optimizer.batch_num
+        # What a schedule of theta gives is not known.
+        unlimited = order is None or callable(getattr(self._optimizer, "theta", None))
+        limit = math.inf if unlimited else cyclic_limit(theta)
+        if order == "reshuffle" and not unlimited:
+            limit = math.inf if theta >= ENOUGH_THETA else RESHUFFLED_LIMIT
+        if self._factor_of(index) * n <= limit:
+            return
+        remedies = {
+            "reshuffle": "pass theta=0.3 to the optimizer",
+            "sequential": 'take order="reshuffle" of FixedBatchSampler, and pass theta=0.3 to the optimizer',
+        }
+        came = {"reshuffle": "once in each of two passes", "sequential": "in the same order in two passes"}
+        warn(
+            f"LipschitzSearch: batches came {came[order]} with theta={getattr(self._optimizer, 'theta', None)}, where "
+            f"learning_rate * batch_num times the largest curvature must stay below {limit:.3g}. A search over single "
+            f"batches does not see that limit, and its learning rates may be {self._factor_of(index) * n / limit:.2g} "
+            f"times too large; {remedies[order]}"
+        )
 
     # ---- The search -------------------------------------------------------------------------------------------------
 

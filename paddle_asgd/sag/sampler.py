@@ -35,10 +35,12 @@ class FixedBatchSampler(BatchSampler):
     Args:
         dataset: a ``paddle.io.Dataset`` or anything else with a length, which must not change.
         batch_size: samples per batch and rank, a positive int: a batch has ``batch_size * num_replicas`` in all.
-        order: ``"replacement"`` draws each batch uniformly among all, as the paper does, which sets no limit of its own
-            to the learning rate. ``"reshuffle"`` draws a permutation for every epoch, ``"sequential"`` is 0 to n - 1 in
-            each (the incremental aggregated gradient): with them ``learning_rate * n`` times the largest curvature of
-            the mean loss must stay below 5.4 (``"reshuffle"``) or pi^2 / 2 = 4.93 (``"sequential"``).
+        order: ``"reshuffle"`` draws a permutation for every epoch, so that each visits every batch once; use it with
+            ``ASGD(..., theta=0.3)``, which then takes SGD's learning rate. ``"replacement"`` draws each batch uniformly
+            among all, as the paper does, and is the order that needs no theta. ``"sequential"`` is 0 to n - 1 in every
+            epoch (the incremental aggregated gradient). Without theta, ``learning_rate * n`` times the largest
+            curvature of the mean loss must stay below 5.4 (``"reshuffle"``) or pi^2 / 2 = 4.93 (``"sequential"``, where
+            ``theta=0.3`` raises it to 13).
         shuffle_once: deal the samples to the batches at random, once; else in the order of the dataset.
         drop_last: leave out the samples of an incomplete last batch.
         seed: an int of at least 0, the same on all ranks. None draws one from ``numpy.random``, as Paddle's samplers

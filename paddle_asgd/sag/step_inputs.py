@@ -145,6 +145,11 @@ class StepInputs:
             held = self._weights_beside[str(place)] = paddle.to_tensor(self.weights, place=place)
         return held
 
+    @property
+    def given_theta(self) -> Any | None:
+        """What the user passed: None, a number or a callable."""
+        return self._theta
+
     def theta(self) -> Any | None:
         """The number of this step, or a constant of the graph."""
         if callable(self._theta):
