@@ -37,26 +37,60 @@ struct Work {
   Range fresh;
   Coefficients<T> c;
 
-  // Slots outside, elements inside, so that the loads of several slots are under way at once.
+  template <int kCount, bool kAligned>
+  __device__ static Vector<G, kCount> stored_at(const G* y) {
+    if constexpr (kAligned) {
+      return *reinterpret_cast<const Vector<G, kCount>*>(y);
+    } else {
+      Vector<G, kCount> stored;
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) stored.at[k] = y[k];
+      return stored;
+    }
+  }
+
+  // Loads kSlots slots before it adds the first, in their order, so that a thread waits once for kSlots loads and not
+  // for each. A test between two loads would put them into the same registers and bring the waits back, so whatever
+  // differs between tensors is a template parameter.
+  template <int kCount, bool kAligned, bool kWeighted>
+  __device__ void add_history(int64_t e, double (&sum)[kCount]) const {
+    // Loads of single elements take a register each, however narrow they are.
+    constexpr int kSlots = kAligned ? 8 : 4;
+    const G* y = t.y + e;
+#pragma unroll 1
+    for (int64_t begin = 0; begin < n; begin += kSlots) {
+      // Behind the last slot nothing may be read: the last one is loaded again, and not added.
+      const int left = static_cast<int>(min(n - begin, static_cast<int64_t>(kSlots)));
+      Vector<G, kCount> stored[kSlots];
+#pragma unroll
+      for (int s = 0; s < kSlots; ++s) {
+        stored[s] = stored_at<kCount, kAligned>(y);
+        if (s + 1 < left) y += t.numel;
+      }
+      y += t.numel;
+#pragma unroll
+      for (int s = 0; s < kSlots; ++s) {
+        if (s >= left) continue;
+        // As the step rounds it, so that both sums are of the same numbers.
+        const double weight = kWeighted ? static_cast<double>(static_cast<T>(weights[begin + s])) : 1.0;
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          const double number = static_cast<double>(widen(stored[s].at[k]));
+          sum[k] += kWeighted ? weight * number : number;
+        }
+      }
+    }
+  }
+
   template <int kCount>
   __device__ Vector<T, kCount> refreshed_sum(int64_t e) const {
     double sum[kCount] = {};
     // The slots behind the first are aligned only if a slot is a multiple of a vector.
-    const bool vectors = t.numel % kCount == 0;
-#pragma unroll 4
-    for (int64_t i = 0; i < n; ++i) {
-      const G* y_i = t.y + i * t.numel + e;
-      Vector<G, kCount> stored;
-      if (vectors) {
-        stored = *reinterpret_cast<const Vector<G, kCount>*>(y_i);
-      } else {
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) stored.at[k] = y_i[k];
-      }
-      // As the step rounds it, so that both sums are of the same numbers. A product with 1 is exact.
-      const double weight = weights == nullptr ? 1.0 : static_cast<double>(static_cast<T>(weights[i]));
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) sum[k] += weight * static_cast<double>(widen(stored.at[k]));
+    const bool aligned = kCount == 1 || t.numel % kCount == 0;
+    if (weights == nullptr) {
+      aligned ? add_history<kCount, true, false>(e, sum) : add_history<kCount, kCount == 1, false>(e, sum);
+    } else {
+      aligned ? add_history<kCount, true, true>(e, sum) : add_history<kCount, kCount == 1, true>(e, sum);
     }
     Vector<T, kCount> result;
 #pragma unroll
@@ -64,12 +98,11 @@ struct Work {
     return result;
   }
 
-  template <int kCount>
+  template <int kCount, bool kFresh>
   __device__ void update(int64_t e) const {
     const auto g = *reinterpret_cast<const Vector<G, kCount>*>(t.grad + e);
     auto sum = *reinterpret_cast<Vector<T, kCount>*>(t.d + e);
     auto old = *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e);
-    *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e) = g;
     Vector<T, kCount> x;
     Vector<P, kCount> rounded;
     if (t.master != nullptr) {
@@ -79,14 +112,16 @@ struct Work {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) x.at[k] = widen(rounded.at[k]);
     }
+    // Behind the loads: it waits for g, and no load may overtake a store that might change what it reads. Before the
+    // history is read, of which it is a part.
+    *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e) = g;
     if (has_theta) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
         x.at[k] = descend_theta<T>(x.at[k], sum.at[k], widen(old.at[k]), widen(g.at[k]), c);
       }
     }
-    // A refresh unit is a multiple of every vector's length, so one comparison speaks for all of its elements.
-    if (e >= fresh.begin && e < fresh.end) {
+    if constexpr (kFresh) {
       sum = refreshed_sum<kCount>(e);
     } else {
 #pragma unroll
@@ -104,6 +139,26 @@ struct Work {
     if (t.master != nullptr) *reinterpret_cast<Vector<T, kCount>*>(t.master + e) = x;
     *reinterpret_cast<Vector<P, kCount>*>(t.param + e) = rounded;
   }
+
+  // The elements of [begin, end) that are `kFresh`, by vectors of kCount and, where those are not possible, one by one.
+  template <int kCount, bool kFresh>
+  __device__ void update_range(int64_t begin, int64_t end) const {
+    int64_t scalar_begin = begin;
+    if (aligned()) {
+      scalar_begin = begin + (end - begin) / kCount * kCount;
+#pragma unroll 1
+      for (int64_t e = begin + threadIdx.x * kCount; e < scalar_begin; e += kThreads * kCount) {
+        if (kFresh || !is_fresh(e)) update<kCount, kFresh>(e);
+      }
+    }
+#pragma unroll 1
+    for (int64_t e = scalar_begin + threadIdx.x; e < end; e += kThreads) {
+      if (kFresh || !is_fresh(e)) update<1, kFresh>(e);
+    }
+  }
+
+  // A refresh unit is a multiple of every vector's length, so one element speaks for all of its vector.
+  __device__ bool is_fresh(int64_t e) const { return e >= fresh.begin && e < fresh.end; }
 
   __device__ bool aligned() const {
     const uintptr_t bits = reinterpret_cast<uintptr_t>(t.param) | reinterpret_cast<uintptr_t>(t.grad) |
@@ -134,8 +189,10 @@ __device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step) {
                      coefficients_of<T>(step, visit, divisor(visit, t, step))};
 }
 
+// Four blocks a multiprocessor: without the demand the compiler gives float64 so few registers that its loads of the
+// history wait for each other, and with one for more blocks it spills.
 template <typename P, typename G, typename T>
-__global__ void __launch_bounds__(kThreads) step_tensors(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+__global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   const StepArgs& step = launch.step;
   if (!takes_step(step)) return;
   const int index = find_tensor(launch, blockIdx.x);
@@ -151,15 +208,11 @@ __global__ void __launch_bounds__(kThreads) step_tensors(const PADDLE_ASGD_GRID_
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - launch.first_block[index]) * kChunk;
   const int64_t end = min(begin + kChunk, t.numel);
   constexpr int kNarrowest = sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G);
-  constexpr int kCount = 16 / kNarrowest;
-  int64_t scalar_begin = begin;
-  if (work.aligned()) {
-    scalar_begin = begin + (end - begin) / kCount * kCount;
-    for (int64_t e = begin + threadIdx.x * kCount; e < scalar_begin; e += kThreads * kCount) {
-      work.template update<kCount>(e);
-    }
-  }
-  for (int64_t e = scalar_begin + threadIdx.x; e < end; e += kThreads) work.template update<1>(e);
+  work.template update_range<16 / kNarrowest, false>(begin, end);
+  // In a loop of its own, whose vectors are so short that every thread of the block has one of a unit, and that eight
+  // slots of them fit into its registers.
+  const int64_t fresh_begin = max(begin, prepared.fresh.begin), fresh_end = min(end, prepared.fresh.end);
+  if (fresh_begin < fresh_end) work.template update_range<16 / sizeof(T), true>(fresh_begin, fresh_end);
 }
 
 // A launch of its own, before step_tensors changes what is compared: there it would cost every block its registers.

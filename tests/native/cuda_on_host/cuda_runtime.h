@@ -8,7 +8,7 @@
 #define __global__
 #define __shared__ static
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 using cudaError_t = int;
 using cudaStream_t = void*;
@@ -18,6 +18,7 @@ struct HostIndex {
   unsigned x;
 };
 inline HostIndex blockIdx, threadIdx, blockDim;
+using std::max;
 using std::min;
 
 inline double atomicAdd(double* address, double value) {
