@@ -47,7 +47,7 @@ def pair(case: cases.Case) -> list:
     if case.numel >= LARGE:
         for name in ("d", "y"):
             equipped._accumulators[name] = plain._accumulators[name]
-        equipped._plan = None
+        equipped._shortcut = None
     for _ in range(2 * BATCHES):
         plain.step()
         step()

@@ -10,7 +10,7 @@ import inspect
 import math
 import warnings
 from functools import partial
-from typing import Any, Callable, NamedTuple, NoReturn
+from typing import Any, Callable, NoReturn
 
 import paddle
 from paddle import _C_ops
@@ -22,24 +22,11 @@ from paddle.regularizer import WeightDecayRegularizer
 
 from . import arguments, checkpoint
 from .arguments import dtype_name, is_tensor
-from .options import ClipByGroup, Pairs, ParameterOptions
-from .shortcut import StepPlan
+from .options import Bucket, ClipByGroup, Pairs, ParameterOptions
+from .shortcut import Shortcut
 from .state import ParameterState, StateTensor, is_16_bit, state_guard
 from .tracing import leave_trace
 from .uninterrupted import uninterrupted
-
-
-class Bucket(NamedTuple):
-    """Parameters that one native call updates: lists that run parallel."""
-
-    params: list
-    grads: list
-    #: a list for every entry of the layout
-    state: tuple[list, ...]
-    masters: list | None
-    #: what all of them share: the multiplier of the learning rate, and the decay
-    learning_rate: Any
-    weight_decay: Any
 
 
 def _numel(bucket: Bucket) -> int:
@@ -93,9 +80,9 @@ class FusedOptimizer(Optimizer):
         self._multi_precision = arguments.check_flag("multi_precision", multi_precision)
         #: the list that this optimizer was given or made: a wrapper that divides the parameters puts in another
         self._own_list = self._parameter_list
-        self._plan: StepPlan | None = None
+        self._shortcut: Shortcut | None = None
         self._take_options(ParameterOptions(groups, weight_decay, reserved))
-        self._state = ParameterState(self, layout)
+        self._state = ParameterState(self, layout, self._forget_shortcut)
         self._hyperparameters = hyperparameters
         #: whether the call of a wrapper that comes group by group is the last of its step, and the first to update
         self._ends_step = True
@@ -197,7 +184,7 @@ class FusedOptimizer(Optimizer):
         self._take_options(options)
 
     def _take_options(self, options: ParameterOptions) -> None:
-        self._plan = None
+        self._shortcut = None
         if options.has_clips:
             self._grad_clip = ClipByGroup(options, getattr(self._grad_clip, "default", self._grad_clip))
         self._options = options
@@ -237,7 +224,7 @@ class FusedOptimizer(Optimizer):
                 "step: received a call in static graph mode, expected dygraph; build the step by minimize()"
             )
         self._require_parameters()
-        if self._plan is not None and self._plan.run(self):
+        if self._step_by_shortcut():
             return loss
         self._follow_groups()
         pairs = []
@@ -252,6 +239,31 @@ class FusedOptimizer(Optimizer):
                 pairs.append((param, grad))
         self._apply_optimize(loss=None, startup_program=None, params_grads=pairs)
         return loss
+
+    def _step_by_shortcut(self) -> bool:
+        """Take a step that is like the last one; False if the full way must be gone, and then nothing has been done."""
+        if self._shortcut is None or not self._is_plain():
+            return False
+        bucket = self._shortcut.bucket_now(self._parameter_list, self._multi_precision)
+        if bucket is None:
+            return False
+        self._begin_step()
+        try:
+            self._take([bucket], None, True)
+        except ValueError:
+            # A strided or ill-fitting gradient. The full way knows what to do or says what is wrong.
+            return False
+        self._end_step()
+        return True
+
+    def _forget_shortcut(self) -> None:
+        """After a change of what it holds."""
+        self._shortcut = None
+
+    def _is_plain(self) -> bool:
+        """Whether nothing stands between the gradients and the native call."""
+        found_inf = self._auxiliary_vars.get("found_inf")
+        return self._grad_clip is None and (found_inf is None or found_inf is False)
 
     def backward(self, loss: Any, *args: Any, **options: Any) -> Pairs:
         """Compute the gradients, or append what computes them to a static graph: the first half of ``minimize``."""
@@ -298,9 +310,11 @@ class FusedOptimizer(Optimizer):
             if self._skips_step():
                 uninterrupted(*self._account_for([], ends))
             else:
-                self._plan = None
+                self._shortcut = None
                 pairs = [(p, self._native_form(p, g)) for p, g in pairs]
-                self._plan = StepPlan.of(self, self._update_buckets(pairs, None, ends))
+                buckets = self._update_buckets(pairs, None, ends)
+                if self._is_plain():
+                    self._shortcut = Shortcut.of(self._parameter_list, buckets, self._options, self._multi_precision)
             if ends:
                 self._end_step()
             return []
@@ -491,7 +505,7 @@ class FusedOptimizer(Optimizer):
 
     def _load(self, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
         """The same, and with the copying further calls of C that belong to it."""
-        self._plan = None
+        self._shortcut = None
         checkpoint.load(self, state_dict, *more)
 
     load_state_dict = set_state_dict

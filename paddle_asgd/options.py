@@ -17,6 +17,19 @@ from .arguments import check_groups, check_number, is_tensor
 Pairs = list[tuple[Any, Any]]
 
 
+class Bucket(NamedTuple):
+    """Parameters that one native call updates: lists that run parallel."""
+
+    params: list
+    grads: list
+    #: a list for every entry of the layout
+    state: tuple[list, ...]
+    masters: list | None
+    #: what all of them share: the multiplier of the learning rate, and the decay
+    learning_rate: Any
+    weight_decay: Any
+
+
 class Options(NamedTuple):
     """What one parameter is updated with, besides what all share."""
 

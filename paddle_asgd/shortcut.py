@@ -1,21 +1,19 @@
-"""The shortcut of a dygraph step: the lists of the last full step serve again while nothing has changed that made them.
+"""The shortcut of a dygraph step: answers whether this step is like the last one, and with which gradients.
 
-Must not compute or decide anything of its own: in the least doubt it steps aside, and the step goes the full way.
+Must not begin, take or end a step (fused.py); in the least doubt the answer is None, and the step goes the full way.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from . import native
 from .arguments import is_tensor
-
-if TYPE_CHECKING:
-    from .fused import Bucket, FusedOptimizer
+from .options import Bucket, ParameterOptions
 
 
-class StepPlan(NamedTuple):
+class Shortcut(NamedTuple):
     """What one full step found, for all trainable parameters in one bucket."""
 
     bucket: Bucket
@@ -24,37 +22,27 @@ class StepPlan(NamedTuple):
     multi_precision: bool
 
     @classmethod
-    def of(cls, optimizer: FusedOptimizer, buckets: list[Bucket]) -> StepPlan | None:
-        """A plan from the buckets of a full step; None where a shortcut could not be right."""
-        if len(buckets) != 1 or not _is_plain(optimizer) or optimizer._options.has_groups:
+    def of(
+        cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, multi_precision: bool
+    ) -> Shortcut | None:
+        """A shortcut from the buckets of a full step; None where it could not be right."""
+        if len(buckets) != 1 or options.has_groups:
             return None
         bucket = buckets[0]
-        if not _same(bucket.params, _trainable(optimizer)):
+        if not _same(bucket.params, [param for param in parameters if not param.stop_gradient]):
             return None
         if is_tensor(bucket.learning_rate) or any(param.is_dist() for param in bucket.params):
             return None
-        if any(optimizer._options.of(param).regularizer is not None for param in bucket.params):
+        if any(options.of(param).regularizer is not None for param in bucket.params):
             return None
-        multipliers = [_multiplier(param) for param in bucket.params]
-        return cls(bucket._replace(grads=[]), multipliers, optimizer._multi_precision)
+        return cls(bucket._replace(grads=[]), [_multiplier(param) for param in bucket.params], multi_precision)
 
-    def run(self, optimizer: FusedOptimizer) -> bool:
-        """Take the step; False if the full way must be gone, and then nothing has been done."""
-        bucket = self.bucket
-        if not _is_plain(optimizer) or self.multi_precision is not optimizer._multi_precision:
-            return False
-        grads = native.plain_gradients(optimizer._parameter_list, bucket.params, self.multipliers)
-        if grads is None:
-            return False
-        optimizer._begin_step()
-        try:
-            optimizer._take([bucket._replace(grads=grads)], None, True)
-        except ValueError:
-            # A strided or ill-fitting gradient, or a sparse one on a GPU. The full way knows what to do or says what is
-            # wrong.
-            return False
-        optimizer._end_step()
-        return True
+    def bucket_now(self, parameters: list, multi_precision: bool) -> Bucket | None:
+        """The bucket of this step; None if it could be another than the last step's in more than its gradients."""
+        if self.multi_precision is not multi_precision:
+            return None
+        grads = native.plain_gradients(parameters, self.bucket.params, self.multipliers)
+        return None if grads is None else self.bucket._replace(grads=grads)
 
 
 def _multiplier(param: Any) -> Any:
@@ -63,16 +51,6 @@ def _multiplier(param: Any) -> Any:
     return (attributes or {}).get("learning_rate")
 
 
-def _trainable(optimizer: FusedOptimizer) -> list:
-    return [param for param in optimizer._parameter_list if not param.stop_gradient]
-
-
 def _same(left: list, right: list) -> bool:
     """Whether these are the same objects. Comparing tensors with == would compute."""
     return len(left) == len(right) and all(map(operator.is_, left, right))
-
-
-def _is_plain(optimizer: FusedOptimizer) -> bool:
-    """Nothing stands between the gradients and the native call."""
-    found_inf = optimizer._auxiliary_vars.get("found_inf")
-    return optimizer._grad_clip is None and (found_inf is None or found_inf is False)

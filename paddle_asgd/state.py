@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import paddle
 from paddle.base.framework import dygraph_guard_if_declarative, in_dygraph_mode
+from paddle.optimizer import Optimizer
 
 from .arguments import dtype_name
 from .caller import warn
-
-if TYPE_CHECKING:
-    from .fused import FusedOptimizer
 
 
 class StateTensor(NamedTuple):
@@ -28,6 +26,8 @@ class StateTensor(NamedTuple):
     dtype: str
     #: from the parameter's shape to the state's
     shape: Callable[[list[int]], list[int]]
+    #: int64, 0 before the first step; a checkpoint tells by it that a parameter has taken none
+    counts_steps: bool = False
 
 
 def is_16_bit(param: Any) -> bool:
@@ -38,12 +38,17 @@ def is_16_bit(param: Any) -> bool:
 class ParameterState:
     """The state of all parameters of one optimizer.
 
-    The last tensor of the layout counts the parameter's steps: int64 ``[1]``, 0 before the first.
+    Args:
+        optimizer: whose dictionaries hold it.
+        layout: what each parameter has, one entry of which counts its steps.
+        on_drop: called before a parameter's state is dropped, for what still holds its tensors.
     """
 
-    def __init__(self, optimizer: FusedOptimizer, layout: tuple[StateTensor, ...]) -> None:
+    def __init__(self, optimizer: Optimizer, layout: tuple[StateTensor, ...], on_drop: Callable[[], None]) -> None:
         self._optimizer = optimizer
+        self._on_drop = on_drop
         self.layout = layout
+        (self.counter,) = (entry for entry in layout if entry.counts_steps)
         self._warned_of_16_bit = False
         #: every parameter that was given state, by its name: in static graphs the optimizer may have no list of its own
         self._created: dict[str, Any] = {}
@@ -57,6 +62,11 @@ class ParameterState:
         """How Paddle's dictionary of accumulators spells the name of a state tensor."""
         prefix = self._optimizer._name
         return name if prefix is None else f"{prefix}_{name}"
+
+    def named(self, param: Any) -> dict[str, Any] | None:
+        """The same by their names."""
+        tensors = self.of(param)
+        return None if tensors is None else {entry.name: tensor for entry, tensor in zip(self.layout, tensors)}
 
     def of(self, param: Any) -> list | None:
         """The parameter's tensors in the order of the layout; None before its first step.
@@ -148,13 +158,14 @@ class ParameterState:
 
     def drop(self, param: Any) -> None:
         """Forget the parameter's history."""
-        self._optimizer._plan = None  # which holds these tensors
+        self._on_drop()
         for call in self.dropping(param):
             call()
 
     def stored_form(self, state: list, grad: Any) -> Any:
         """The gradient in the dtype of its history, if that is the wider: of a parameter that became 16-bit since."""
-        stored = next(tensor.dtype for entry, tensor in zip(self.layout, state) if entry.dtype == "gradient")
+        dtypes = (tensor.dtype for entry, tensor in zip(self.layout, state) if entry.dtype == "gradient")
+        stored = next(dtypes, grad.dtype)
         if stored == grad.dtype or dtype_name(stored) != "float32" or not is_16_bit(grad):
             return grad
         return grad.astype("float32")

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
 
     paddle.to_tensor(0.0)
 
-    from paddle_asgd.shortcut import StepPlan
+    from paddle_asgd.shortcut import Shortcut
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,7 +38,7 @@ def _way_of_a_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         return
     if request.node.get_closest_marker("shortcut"):
         pytest.skip("--no-shortcut")
-    monkeypatch.setattr(StepPlan, "of", lambda optimizer, buckets: None)
+    monkeypatch.setattr(Shortcut, "of", lambda *arguments: None)
 
 
 @pytest.fixture(autouse=True)

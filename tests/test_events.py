@@ -14,7 +14,7 @@ import pytest
 from problems import Quadratic
 
 from paddle_asgd import ASGD
-from paddle_asgd.shortcut import StepPlan
+from paddle_asgd.fused import FusedOptimizer
 
 pytestmark = pytest.mark.shortcut
 
@@ -89,7 +89,7 @@ class Run:
 
     def _step(self) -> None:
         if not self.shortcut:
-            self.optimizer._plan = None
+            self.optimizer._shortcut = None
         if self.indexed or self.index is not None:
             self.optimizer.batch_index = self.steps % self.n if self.index is None else self.index
         self.gradients()
@@ -362,7 +362,7 @@ def twice(run: Run, draw: np.random.Generator) -> None:
     def take() -> None:
         run.optimizer.step()
         if not run.shortcut:
-            run.optimizer._plan = None
+            run.optimizer._shortcut = None
         run.optimizer.step()
 
     run.take = take
@@ -380,13 +380,13 @@ def look(run: Run, draw: np.random.Generator) -> None:
 def test_shortcut_and_full_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings.simplefilter("ignore")  # of 16 bits, of wrong slots, of what a checkpoint lacks
     shortcuts, outcomes, happened = [], [], set()
-    run_plan = StepPlan.run
+    step_by_shortcut = FusedOptimizer._step_by_shortcut
 
-    def counted(plan: StepPlan, optimizer: ASGD) -> bool:
-        shortcuts.append(run_plan(plan, optimizer))
+    def counted(optimizer: ASGD) -> bool:
+        shortcuts.append(step_by_shortcut(optimizer))
         return shortcuts[-1]
 
-    monkeypatch.setattr(StepPlan, "run", counted)
+    monkeypatch.setattr(FusedOptimizer, "_step_by_shortcut", counted)
     for seed in range(request.config.getoption("--sequences")):
         runs = [Run(seed, shortcut) for shortcut in (True, False)]
         said: list[str] = []

@@ -22,7 +22,7 @@ import paddle
 from paddle_asgd import ASGD, shortcut
 
 if sys.argv[1] == "the full way":
-    shortcut.StepPlan.of = lambda optimizer, buckets: None
+    shortcut.Shortcut.of = lambda *arguments: None
 
 def status(field):
     with open("/proc/self/status") as lines:

@@ -55,7 +55,7 @@ def parameter(shape: Sequence[int], dtype: str = "float32") -> paddle.Tensor:
 def take_dense_copies(optimizer: ASGD) -> None:
     """The next step adds every sparse gradient up in a dense tensor, by Paddle's add_n."""
     optimizer._native_form = optimizer._dense
-    optimizer._plan = None
+    optimizer._shortcut = None
 
 
 # ---- To the bit ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
 from .. import arguments, native
-from ..fused import Bucket, FusedOptimizer
+from ..fused import FusedOptimizer
+from ..options import Bucket
 from ..state import StateTensor
 from ..tracing import leave_trace
 from .gradient_norm import gradient_norm
@@ -115,7 +116,7 @@ class ASGD(FusedOptimizer):
         layout = (
             StateTensor("d", "compute", lambda shape: shape),
             StateTensor("y", "gradient", lambda shape: [self._n, *shape]),
-            StateTensor("m", "int64", lambda shape: [self._inputs.clock_length()]),
+            StateTensor("m", "int64", lambda shape: [self._inputs.clock_length()], counts_steps=True),
         )
         super().__init__(
             learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, {"batch_num": self._n}
@@ -215,7 +216,13 @@ class ASGD(FusedOptimizer):
 
         Source: Schmidt, Le Roux and Bach, section 4 ("Stopping criterion").
         """
-        return gradient_norm(self)
+        params = self._state.created
+        if self._parameter_list is not None:
+            # A wrapper that shards the optimizer takes parameters out of the list, and so may a user.
+            listed = {param.name for param in self._parameter_list}
+            params = [param for param in params if param.name in listed]
+        trained = [(param, self._options.of(param).weight_decay) for param in params if not param.stop_gradient]
+        return gradient_norm(trained, self._state, self._inputs)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ In static graphs the state lies in the scope, and is brought to the host first. 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -14,46 +14,63 @@ from paddle.base.framework import in_dygraph_mode
 
 from .. import native
 from ..arguments import dtype_name, is_tensor
+from ..state import ParameterState
+from .step_inputs import StepInputs
 
-if TYPE_CHECKING:
-    from .asgd import ASGD
+
+class _Known(NamedTuple):
+    """What is known of one parameter's gradient."""
+
+    param: Any
+    d: Any
+    m: Any
+    master: Any
+    decay: Any
 
 
-def gradient_norm(optimizer: ASGD) -> float:
-    """The square root of the sum over all parameters that are trained now and have a history; inf if none has."""
-    created = optimizer._state.created
-    if optimizer._parameter_list is not None:
-        # A wrapper that shards the optimizer takes parameters out of the list, and so may a user.
-        listed = {param.name for param in optimizer._parameter_list}
-        created = [param for param in created if param.name in listed]
-    trained = [param for param in created if not param.stop_gradient]
-    rows = [row for param in trained for row in _row(optimizer, param)]
-    if not rows:
+def gradient_norm(trained: list[tuple[Any, Any]], state: ParameterState, inputs: StepInputs) -> float:
+    """The square root of the sum over all parameters that have a history; inf if none has.
+
+    Args:
+        trained: the parameters, each with its weight decay.
+        state: their state.
+        inputs: the number of slots, and what they weigh.
+    """
+    in_graph = not in_dygraph_mode()
+    found = [_in_scope(*pair, state) if in_graph else _held(*pair, state) for pair in trained]
+    known = [entry for entry in found if entry is not None]
+    if not known:
         return math.inf
-    if in_dygraph_mode():
-        return _norm(optimizer, rows)
+    if not in_graph:
+        return _norm(known, inputs)
     with paddle.base.dygraph.guard(paddle.CPUPlace()):
-        return _norm(optimizer, [(*map(paddle.to_tensor, row[:3]), None, row[4]) for row in rows])
+        on_host = [entry._replace(**{name: paddle.to_tensor(getattr(entry, name)) for name in ("param", "d", "m")})
+                   for entry in known]  # fmt: skip
+        return _norm(on_host, inputs)
 
 
-def _row(optimizer: ASGD, param: Any) -> list[tuple]:
-    """The parameter, d, m, its master weight and its decay; nothing if it has taken no step."""
-    state = optimizer._state.of(param)
-    if state is None:
-        return []
-    decay = optimizer._options.of(param).weight_decay
-    if in_dygraph_mode():
-        return [(param, state[0], state[2], optimizer._state.held_master(param), decay)]
-    weights = optimizer._state.held_master(param)
-    arrays = [optimizer._state.value_of(t) for t in (param if weights is None else weights, state[0], state[2])]
-    if any(array is None for array in arrays) or not arrays[2][0]:
-        return []
+def _held(param: Any, decay: Any, state: ParameterState) -> _Known | None:
+    """What dygraph knows of a parameter; None if it has taken no step."""
+    tensors = state.named(param)
+    return None if tensors is None else _Known(param, tensors["d"], tensors["m"], state.held_master(param), decay)
+
+
+def _in_scope(param: Any, decay: Any, state: ParameterState) -> _Known | None:
+    """What the scope of a static graph knows of a parameter, as arrays; None if it has taken no step."""
+    tensors = state.named(param)
+    if tensors is None:
+        return None
+    master = state.held_master(param)
+    weights = param if master is None else master
+    x, d, m = (state.value_of(tensor) for tensor in (weights, tensors["d"], tensors["m"]))
+    if x is None or d is None or m is None or not m[0]:
+        return None
     if is_tensor(decay):
         raise TypeError(
             f"gradient_norm: received a variable of the graph as weight_decay of parameter {param.name!r}, expected a "
             "number: a variable has a value only while the graph runs"
         )
-    return [(_wide(arrays[0], param if weights is None else weights), *arrays[1:], None, decay)]
+    return _Known(_wide(x, weights), d, m, None, decay)
 
 
 def _wide(array: np.ndarray, tensor: Any) -> np.ndarray:
@@ -64,27 +81,19 @@ def _wide(array: np.ndarray, tensor: Any) -> np.ndarray:
 
 
 @paddle.no_grad()
-def _norm(optimizer: ASGD, rows: list[tuple]) -> float:
-    calls: dict[tuple, list[tuple]] = {}
-    for row in rows:
-        place, decay = row[2].place, row[4]
-        key = (str(place), row[3] is None, id(decay) if is_tensor(decay) else decay)
-        calls.setdefault(key, []).append(row)
+def _norm(known: list[_Known], inputs: StepInputs) -> float:
+    calls: dict[tuple, list[_Known]] = {}
+    for entry in known:
+        decay = id(entry.decay) if is_tensor(entry.decay) else entry.decay
+        calls.setdefault((str(entry.m.place), entry.master is None, decay), []).append(entry)
     total = 0.0
     for same in calls.values():
         params, d, m, masters, decays = zip(*same)
         place = m[0].place
         part = paddle.to_tensor([0.0], dtype="float64", place=place)
         native.asgd_norm(
-            params,
-            d,
-            m,
-            None if masters[0] is None else masters,
-            optimizer.batch_num,
-            optimizer._inputs.index.in_use,
-            optimizer._inputs.weights_on(place),
-            decays[0],
-            part,
+            *(params, d, m, None if masters[0] is None else masters),
+            *(inputs.n, inputs.index.in_use, inputs.weights_on(place), decays[0], part),
         )
         total += part.item()
     return math.sqrt(total)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -15,7 +15,8 @@ from paddle.base.dygraph.base import in_to_static_mode
 from paddle.base.framework import in_dygraph_mode
 
 from .. import arguments, checkpoint
-from ..state import state_guard
+from ..options import Bucket
+from ..state import ParameterState, state_guard
 from ..uninterrupted import uninterrupted
 from .slots import (
     BatchIndex,
@@ -27,10 +28,6 @@ from .slots import (
     static_float64,
 )
 from .watch import WATCH_SIZE, Watch
-
-if TYPE_CHECKING:
-    from ..fused import Bucket
-    from ..state import ParameterState
 
 #: Entries of a checkpoint that are numbers of these inputs, not tensors of a parameter.
 WEIGHTS, THETA_STEP = "batch_weights", "theta_step"
@@ -47,7 +44,7 @@ class StepInputs:
     """
 
     def __init__(self, n: int, batch_weights: Any, theta: Any, watch: Any) -> None:
-        self._n = n
+        self.n = n
         self.index = BatchIndex(n)
         self.weights = normalised_weights(batch_weights, n)
         self._weights_beside: dict[str, Any] = {}
@@ -64,7 +61,7 @@ class StepInputs:
 
     def clock_length(self) -> int:
         """The numbers that each parameter's clock has."""
-        return clock_length(self._n) if self.index.in_use else 1
+        return clock_length(self.n) if self.index.in_use else 1
 
     def give_index(self, value: Any, state: ParameterState, params: Sequence[Any] | None) -> None:
         """The batch index of the next step; with the first, the clocks begin to keep which slots have been seen."""
@@ -91,7 +88,7 @@ class StepInputs:
             )
         with state_guard():
             # So far they came in their order.
-            grown = [(param, grown_clock(state.of(param)[2].numpy(), self._n)) for param in held]
+            grown = [(param, grown_clock(state.named(param)["m"].numpy(), self.n)) for param in held]
             placed = [state.replacement(p, "m", paddle.to_tensor(c, place=paddle.CPUPlace())) for p, c in grown]
         # All at once: a step that found clocks of one kind and was told of the other would be refused.
         change = partial(setattr, self.index)
@@ -178,7 +175,7 @@ class StepInputs:
 
     def check_loaded(self, state_dict: dict[str, Any]) -> int:
         """Refuse what does not go with these inputs; returns the number of steps before the next."""
-        check_same_weights(checkpoint.entry_value(state_dict.get(WEIGHTS)), self.weights, self._n)
+        check_same_weights(checkpoint.entry_value(state_dict.get(WEIGHTS)), self.weights, self.n)
         if THETA_STEP not in state_dict:
             return self._steps
         return arguments.check_step(f"set_state_dict: {THETA_STEP!r}", checkpoint.entry_value(state_dict[THETA_STEP]))
@@ -190,9 +187,9 @@ class StepInputs:
     def adapt_clocks(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
         """Clocks of a fixed cycle and clocks that know the slots do not go together: the former grow."""
         clocks = [(s, checkpoint.as_tensor(name, "m", s["m"]).numpy()) for name, s in states.items() if "m" in s]
-        length = clock_length(self._n)
+        length = clock_length(self.n)
         for _, clock in clocks:
-            wrong = check_clock(clock, self._n) if clock.shape == (length,) else None
+            wrong = check_clock(clock, self.n) if clock.shape == (length,) else None
             if wrong is not None:
                 arguments.refuse_state(f"a clock m {wrong}")
         if not self.index.in_use and not any(clock.shape == (length,) for _, clock in clocks):
@@ -201,12 +198,12 @@ class StepInputs:
         self.index.in_use = True
         for state, clock in clocks:
             if clock.shape == (1,) and clock.dtype == np.int64:
-                state["m"] = grown_clock(clock, self._n)
+                state["m"] = grown_clock(clock, self.n)
 
     def shown(self) -> dict[str, str]:
         """Those that are not at their defaults, for a repr."""
         given = {
-            "batch_weights": None if self.weights is None else f"{self._n} numbers",
+            "batch_weights": None if self.weights is None else f"{self.n} numbers",
             "theta": None if self._theta is None else repr(self._theta) if not callable(self._theta) else "function",
             "watch": None if self._watch_wanted is None else repr(self._watch_wanted),
         }
