@@ -10,7 +10,7 @@ import numbers
 import re
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import paddle
@@ -19,11 +19,8 @@ from paddle.optimizer.lr import LambdaDecay, LRScheduler
 
 from .arguments import FLOATING, dtype_name, refuse_state, shown
 from .caller import warn
-from .state import StateTensor, gradient_dtypes, is_16_bit
+from .state import ParameterState, StateTensor, gradient_dtypes
 from .uninterrupted import uninterrupted
-
-if TYPE_CHECKING:
-    from .fused import FusedOptimizer
 
 _SCHEDULER = "LR_Scheduler"
 _MASTERS = "master_weights"
@@ -31,6 +28,19 @@ _MASTER_SUFFIX = re.compile(r"_fp32_master_\d+(_.*)?$")
 _MASTER = re.compile(r"(?P<owner>.+)_fp32_master_\d+")
 #: paddle.save adds it to a file, and only paddle.load takes it out again.
 _NAME_TABLE = "StructuredToParameterName@@"
+
+
+class Kept(NamedTuple):
+    """What of an optimizer a checkpoint holds."""
+
+    state: ParameterState
+    parameters: list
+    #: arguments that the state depends on: an int or a float each
+    hyperparameters: dict[str, int | float]
+    #: a number, a tensor or a scheduler, of which the last alone is held
+    learning_rate: Any
+    #: names of tensors beside the parameters that files of static graphs hold and checkpoints do not
+    unsaved: tuple[str, ...]
 
 
 class _Loaded(NamedTuple):
@@ -41,24 +51,25 @@ class _Loaded(NamedTuple):
     master: Any | None
 
 
-def collect(optimizer: FusedOptimizer) -> dict[str, Any]:
+def collect(kept: Kept) -> dict[str, Any]:
     """All state, in the order of the parameters."""
-    _require_dygraph(optimizer, "state_dict")
+    _require_dygraph("state_dict")
     collected: dict[str, Any] = {}
-    counter = optimizer._state.key(optimizer._state.layout[-1].name)
-    state = [(param, optimizer._state.of(param)) for param in optimizer._parameter_list]
+    counter = kept.state.key(kept.state.counter.name)
+    state = [(param, kept.state.of(param)) for param in kept.parameters]
     if any(tensors is not None for _, tensors in state):
         for param, tensors in state:
             if tensors is not None:
-                collected.update((tensor.name, tensor) for tensor in tensors)
+                collected.update((tensor.name, tensor) for tensor in tensors if tensor is not None)
             elif not param.stop_gradient:
                 # So that a parameter that took no step can be told from one whose entries were lost.
                 collected[f"{param.name}_{counter}_0"] = paddle.zeros([1], dtype="int64")
-    if optimizer._master_weights:
-        collected[_MASTERS] = dict(optimizer._master_weights)
-    if isinstance(optimizer._learning_rate, LRScheduler):
-        collected[_SCHEDULER] = optimizer._learning_rate.state_dict()
-    collected.update((name, number_entry([value], "int64")) for name, value in optimizer._hyperparameters.items())
+    if kept.state.masters:
+        collected[_MASTERS] = dict(kept.state.masters)
+    if isinstance(kept.learning_rate, LRScheduler):
+        collected[_SCHEDULER] = kept.learning_rate.state_dict()
+    for name, value in kept.hyperparameters.items():
+        collected[name] = number_entry([value], "int64" if isinstance(value, int) else "float64")
     return collected
 
 
@@ -77,35 +88,42 @@ def entry_value(entry: Any) -> Any:
 
 
 @paddle.no_grad()
-def load(optimizer: FusedOptimizer, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
-    """Match, check, then copy. No interrupt can come within the copying and ``more``, further calls of C."""
-    _require_dygraph(optimizer, "set_state_dict")
+def load(kept: Kept, state_dict: dict[str, Any], adapt: Callable[..., None], *more: Callable[[], Any]) -> None:
+    """Match, check, then copy. No interrupt can come within the copying and ``more``, further calls of C.
+
+    Args:
+        kept: where to.
+        state_dict: what ``collect`` returned, or a file of Paddle's own optimizer.
+        adapt: brings what was found for each parameter into the form of the state; is given a list for what undoes it.
+        more: what else is changed if everything fits.
+    """
+    _require_dygraph("set_state_dict")
     if not isinstance(state_dict, dict):
         raise TypeError(f"set_state_dict: received {type(state_dict).__name__}, expected a dict")
     rest = dict(state_dict)
-    scheduler = _check_scheduler(optimizer, rest.pop(_SCHEDULER, None))
+    scheduler = _check_scheduler(kept, rest.pop(_SCHEDULER, None))
     rest.pop(_NAME_TABLE, None)
     masters = rest.pop(_MASTERS, {})
     if not isinstance(masters, dict):
         refuse_state(f"{_MASTERS!r} is {type(masters).__name__}, expected a dict")
     masters = dict(masters)
-    complete = _check_hyperparameters(optimizer, rest)
-    found = _group_by_owner(optimizer, rest, masters)
+    complete = _check_hyperparameters(kept, rest)
+    found = _group_by_owner(kept, rest, masters)
     if not found and not complete:
         refuse_state("it holds no state, expected what state_dict() returned")
-    if not any(param.name in found for param in optimizer._parameter_list) and found:
-        found, masters = _match_by_position(optimizer, found, masters)
-    loaded = _match_by_name(optimizer, found, masters, complete)
+    if not any(param.name in found for param in kept.parameters) and found:
+        found, masters = _match_by_position(kept, found, masters)
+    loaded = _match_by_name(kept, found, masters, complete)
     undo: list[Callable[[], Any]] = []
     try:
-        optimizer._adapt_loaded({name: entry.state for name, entry in loaded.items()}, undo)
-        for param in optimizer._parameter_list:
-            _check_entries(optimizer, param, loaded[param.name])
-        copies = [call for p in optimizer._parameter_list for call in _copies(optimizer, p, loaded[p.name], undo)]
+        adapt({name: entry.state for name, entry in loaded.items()}, undo)
+        for param in kept.parameters:
+            _check_entries(kept, param, loaded[param.name])
+        copies = [call for p in kept.parameters for call in _copies(kept, p, loaded[p.name], undo)]
         if scheduler is not None:
-            own = vars(optimizer._learning_rate)
+            own = vars(kept.learning_rate)
             undo += [own.clear, partial(own.update, dict(own))]
-            _set_scheduler(optimizer._learning_rate, scheduler)
+            _set_scheduler(kept.learning_rate, scheduler)
         uninterrupted(*copies, *more, undo.clear)
     except BaseException:
         for call in undo:
@@ -113,8 +131,7 @@ def load(optimizer: FusedOptimizer, state_dict: dict[str, Any], *more: Callable[
         raise
 
 
-def _require_dygraph(optimizer: FusedOptimizer, caller: str) -> None:
-    optimizer._require_parameters()
+def _require_dygraph(caller: str) -> None:
     if not in_dygraph_mode():
         raise RuntimeError(
             f"{caller}: in static graph mode the state lies in the scope of the program; use paddle.static.save and "
@@ -122,9 +139,9 @@ def _require_dygraph(optimizer: FusedOptimizer, caller: str) -> None:
         )
 
 
-def _check_scheduler(optimizer: FusedOptimizer, entry: Any) -> dict[str, Any] | None:
+def _check_scheduler(kept: Kept, entry: Any) -> dict[str, Any] | None:
     """What of the scheduler's entry has to be loaded, if anything."""
-    scheduler = optimizer._learning_rate
+    scheduler = kept.learning_rate
     if not isinstance(scheduler, LRScheduler):
         if entry is not None:
             warn(f"set_state_dict: {_SCHEDULER!r} is not used, for the optimizer has a fixed learning rate")
@@ -176,33 +193,32 @@ def _set_scheduler(scheduler: LRScheduler, wanted: dict[str, Any]) -> None:
         scheduler.set_state_dict(wanted)
 
 
-def _check_hyperparameters(optimizer: FusedOptimizer, rest: dict[str, Any]) -> bool:
+def _check_hyperparameters(kept: Kept, rest: dict[str, Any]) -> bool:
     """Whether they were there, as they are in what ``collect`` returned; takes them out of ``rest``."""
     complete = True
-    for name, value in optimizer._hyperparameters.items():
+    for name, value in kept.hyperparameters.items():
         received = rest.pop(name, None)
         complete = complete and received is not None
         if received is None:
             continue
         count = entry_value(received)
-        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count != value:
+        kind = numbers.Integral if isinstance(value, int) else numbers.Real
+        if isinstance(count, bool) or not isinstance(count, kind) or count != value:
             text = count if isinstance(count, numbers.Number) else shown(count)
             refuse_state(f"{name} is {text}, expected {value}, with which the optimizer was created")
     return complete
 
 
-def _group_by_owner(
-    optimizer: FusedOptimizer, rest: dict[str, Any], masters: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
+def _group_by_owner(kept: Kept, rest: dict[str, Any], masters: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """From parameter names, as the checkpoint spells them, to their entries by state name.
 
     Files of static graphs hold master weights beside the state, which are added to ``masters``.
     """
-    states = "|".join(re.escape(entry.name) for entry in optimizer._state.layout)
+    states = "|".join(re.escape(entry.name) for entry in kept.state.layout)
     pattern = re.compile(rf"(?P<owner>.+)_(?P<state>{states})_\d+")
     # Variables of static graphs that are no state: the learning rate, and what no checkpoint needs.
-    ignored = re.compile("|".join([r".*learning_rate_\d+", *(rf".+_{name}_\d+" for name in optimizer._unsaved)]))
-    own_name = "" if optimizer._name is None else f"_{optimizer._name}"
+    ignored = re.compile("|".join([r".*learning_rate_\d+", *(rf".+_{name}_\d+" for name in kept.unsaved)]))
+    own_name = "" if kept.state.prefix is None else f"_{kept.state.prefix}"
     found: dict[str, dict[str, Any]] = {}
     known, unknown = set(), []
     for key, value in rest.items():
@@ -231,10 +247,10 @@ def _group_by_owner(
 
 
 def _match_by_position(
-    optimizer: FusedOptimizer, found: dict[str, dict[str, Any]], masters: dict[str, Any]
+    kept: Kept, found: dict[str, dict[str, Any]], masters: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Rename a checkpoint whose parameters all have other names: a model that was built again in the same process."""
-    params = [param for param in optimizer._parameter_list if not param.stop_gradient]
+    params = [param for param in kept.parameters if not param.stop_gradient]
     if len(params) != len(found):
         refuse_state(
             f"no entry has the name of a parameter (the first is for {next(iter(found))!r}, the first parameter is "
@@ -253,12 +269,12 @@ def _match_by_position(
 
 
 def _match_by_name(
-    optimizer: FusedOptimizer, found: dict[str, dict[str, Any]], masters: dict[str, Any], complete: bool
+    kept: Kept, found: dict[str, dict[str, Any]], masters: dict[str, Any], complete: bool
 ) -> dict[str, _Loaded]:
     """From every parameter's name to what the checkpoint holds for it."""
-    counter = optimizer._state.layout[-1].name
+    counter = kept.state.counter.name
     loaded, missing = {}, []
-    for param in optimizer._parameter_list:
+    for param in kept.parameters:
         entries = found.pop(param.name, None)
         if entries is None and not param.stop_gradient and (found or loaded):
             missing.append(param.name)
@@ -281,16 +297,18 @@ def _match_by_name(
     return loaded
 
 
-def _check_entries(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> None:
+def _check_entries(kept: Kept, param: Any, loaded: _Loaded) -> None:
     """Everything that could go wrong when copying."""
     if not loaded.state and loaded.master is None:
         return
     if loaded.state:
-        for entry in optimizer._state.layout:
+        for entry in kept.state.layout:
             if entry.name not in loaded.state:
+                if entry.later:
+                    continue
                 refuse_state(f"entry {entry.name!r} of parameter {param.name!r} is missing")
             _check_tensor(param, entry, as_tensor(param.name, entry.name, loaded.state[entry.name]))
-    wants_master = optimizer._multi_precision and is_16_bit(param)
+    wants_master = kept.state.has_master(param)
     if loaded.master is None:
         if wants_master:
             refuse_state(
@@ -300,7 +318,7 @@ def _check_entries(optimizer: FusedOptimizer, param: Any, loaded: _Loaded) -> No
     if not wants_master:
         refuse_state(
             f"{_MASTERS!r} of parameter {param.name!r} is of no use to a {dtype_name(param.dtype)} parameter with "
-            f"multi_precision={optimizer._multi_precision}; 16-bit parameters and multi_precision=True have them"
+            f"multi_precision={kept.state.multi_precision}; 16-bit parameters and multi_precision=True have them"
         )
     master = as_tensor(param.name, _MASTERS, loaded.master)
     if list(master.shape) != list(param.shape) or dtype_name(master.dtype) not in FLOATING:
@@ -347,20 +365,22 @@ def as_tensor(param: str, name: str, value: Any) -> Any:
     return value
 
 
-def _copies(
-    optimizer: FusedOptimizer, param: Any, loaded: _Loaded, undo: list[Callable[[], Any]]
-) -> list[Callable[[], Any]]:
+def _copies(kept: Kept, param: Any, loaded: _Loaded, undo: list[Callable[[], Any]]) -> list[Callable[[], Any]]:
     """Make the tensors that are missing; returns the calls, of C alone, that copy into the optimizer's own tensors.
 
     Those of the checkpoint stay the caller's. What unmakes the new ones is appended to ``undo``.
     """
-    state, calls = optimizer._state, []
+    state, calls = kept.state, []
     values = {name: as_tensor(param.name, name, value) for name, value in loaded.state.items()}
     if values:
-        gradient = next(values[entry.name].dtype for entry in state.layout if entry.dtype == "gradient")
-        owned, _ = state.of_step(param, gradient, undo)
-        for entry, tensor in zip(state.layout, owned):
-            value = values[entry.name]
+        dtypes = (values[entry.name].dtype for entry in state.layout if entry.dtype == "gradient")
+        state.of_step(param, next(dtypes, param.dtype), undo)
+        for entry in state.layout:
+            value = values.get(entry.name)
+            if value is None:
+                calls += state.dropping(param, entry.name)
+                continue
+            tensor = state.entry_of(param, entry, undo)
             # A sum is brought to the dtype that is computed in; the others keep the checkpoint's dtype.
             fits = entry.dtype == "compute" or tensor.dtype == value.dtype
             if fits and list(tensor.shape) == list(value.shape):

@@ -29,6 +29,11 @@ from .tracing import leave_trace
 from .uninterrupted import uninterrupted
 
 
+def _brief(value: Any) -> str:
+    """A number as itself, anything else by its kind."""
+    return repr(value) if value is None or isinstance(value, float) else type(value).__name__
+
+
 def _numel(bucket: Bucket) -> int:
     return sum(math.prod(param.shape) for param in bucket.params)
 
@@ -57,7 +62,7 @@ class FusedOptimizer(Optimizer):
         multi_precision: bool,
         name: str | None,
         layout: tuple[StateTensor, ...],
-        hyperparameters: dict[str, int],
+        hyperparameters: dict[str, int | float],
     ) -> None:
         learning_rate = arguments.check_learning_rate(learning_rate)
         weight_decay = arguments.check_weight_decay(weight_decay)
@@ -89,7 +94,7 @@ class FusedOptimizer(Optimizer):
         self._first_part = True
 
     def _native_call(
-        self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, first: bool, check_only: bool = False
+        self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
     ) -> Callable[[], None]:
         """Prepare the native call of this optimizer, or of its checks only; in dygraph a call of C alone.
 
@@ -97,7 +102,7 @@ class FusedOptimizer(Optimizer):
             bucket: what it updates.
             rates: the learning rate and the weight decay.
             found_inf: None, or in static graphs a variable.
-            first: whether no earlier call belongs to the same step.
+            leads: true of one call of a step, that of the most elements, for what belongs to the step as a whole.
             check_only: check, and change nothing.
         """
         raise NotImplementedError
@@ -244,10 +249,12 @@ class FusedOptimizer(Optimizer):
         """Take a step that is like the last one; False if the full way must be gone, and then nothing has been done."""
         if self._shortcut is None or not self._is_plain():
             return False
+        self._begin_step()
+        if self._shortcut is None:
+            return False  # the state has changed
         bucket = self._shortcut.bucket_now(self._parameter_list, self._multi_precision)
         if bucket is None:
             return False
-        self._begin_step()
         try:
             self._take([bucket], None, True)
         except ValueError:
@@ -388,10 +395,11 @@ class FusedOptimizer(Optimizer):
         if len(buckets) > 1 and in_dygraph_mode():
             # All or nothing: what the last call would refuse, the first must not have begun.
             for bucket, pair in zip(buckets, rates):
-                self._native_call(bucket, pair, found_inf, first=False, check_only=True)()
+                self._native_call(bucket, pair, found_inf, leads=False, check_only=True)()
+        leading = max(buckets, key=_numel) if len(buckets) > 1 else buckets[0] if buckets else None
         calls = [
-            self._native_call(bucket, pair, found_inf, first=self._first_part and i == 0)
-            for i, (bucket, pair) in enumerate(zip(buckets, rates))
+            self._native_call(bucket, pair, found_inf, leads=self._first_part and bucket is leading)
+            for bucket, pair in zip(buckets, rates)
         ]
         uninterrupted(*calls, *self._account_for(calls, ends), *more)
 
@@ -407,20 +415,21 @@ class FusedOptimizer(Optimizer):
             for param, grad in pairs:
                 options = self._options.of(param)
                 state, master = self._state.of_step(param, grad.dtype, undo)
-                key = (*(id(o) if is_tensor(o) else o for o in options[:2]), master is None)
+                made = tuple(tensor is not None for tensor in state)
+                key = (*(id(o) if is_tensor(o) else o for o in options[:2]), master is None, made)
                 bucket = buckets.get(key)
                 if bucket is None:
-                    bucket = Bucket([], [], tuple([] for _ in state), None if master is None else [], *options[:2])
+                    lists = tuple([] if is_made else None for is_made in made)
+                    bucket = Bucket([], [], lists, None if master is None else [], *options[:2])
                     buckets[key] = bucket
                 bucket.params.append(param)
                 bucket.grads.append(self._state.stored_form(state, grad))
                 for values, value in zip(bucket.state, state):
-                    values.append(value)
+                    if value is not None:
+                        values.append(value)
                 if master is not None:
                     bucket.masters.append(master)
-        found = list(buckets.values())
-        # The largest first: a subclass may look at one bucket of a step only.
-        return sorted(found, key=_numel, reverse=True) if len(found) > 1 else found
+        return list(buckets.values())
 
     # ---- What multiplies --------------------------------------------------------------------------------------------
 
@@ -493,7 +502,13 @@ class FusedOptimizer(Optimizer):
 
         The tensors are the optimizer's own and change with its next step: save them, or copy them, before.
         """
-        return checkpoint.collect(self)
+        return checkpoint.collect(self._kept())
+
+    def _kept(self) -> checkpoint.Kept:
+        self._require_parameters()
+        return checkpoint.Kept(
+            self._state, self._parameter_list or [], self._hyperparameters, self._learning_rate, self._unsaved
+        )
 
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this or of Paddle's own optimizer gave, by copying; all of it, or nothing.
@@ -506,9 +521,26 @@ class FusedOptimizer(Optimizer):
     def _load(self, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
         """The same, and with the copying further calls of C that belong to it."""
         self._shortcut = None
-        checkpoint.load(self, state_dict, *more)
+        checkpoint.load(self._kept(), state_dict, self._adapt_loaded, *more)
 
     load_state_dict = set_state_dict
+
+    def _shown(self) -> dict[str, str]:
+        """Arguments that are not at their defaults, for a repr; for subclasses."""
+        return {}
+
+    def __repr__(self) -> str:
+        clip = getattr(self._grad_clip, "default", self._grad_clip)
+        shown = {
+            "learning_rate": _brief(self._learning_rate),
+            **{name: repr(value) for name, value in self._hyperparameters.items()},
+            "parameters": "all" if self._parameter_list is None else len(self._parameter_list),
+            "weight_decay": _brief(self._weight_decay),
+            "grad_clip": _brief(clip),
+            "multi_precision": self._multi_precision,
+            **self._shown(),
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in shown.items())})"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(

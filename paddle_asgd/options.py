@@ -22,8 +22,8 @@ class Bucket(NamedTuple):
 
     params: list
     grads: list
-    #: a list for every entry of the layout
-    state: tuple[list, ...]
+    #: a list for every entry of the layout; None for one that these parameters do not have yet
+    state: tuple[list | None, ...]
     masters: list | None
     #: what all of them share: the multiplier of the learning rate, and the decay
     learning_rate: Any

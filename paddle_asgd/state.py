@@ -28,6 +28,8 @@ class StateTensor(NamedTuple):
     shape: Callable[[list[int]], list[int]]
     #: int64, 0 before the first step; a checkpoint tells by it that a parameter has taken none
     counts_steps: bool = False
+    #: not made with the others before the first step, but by ``ParameterState.entry_of``
+    later: bool = False
 
 
 def is_16_bit(param: Any) -> bool:
@@ -41,12 +43,12 @@ class ParameterState:
     Args:
         optimizer: whose dictionaries hold it.
         layout: what each parameter has, one entry of which counts its steps.
-        on_drop: called before a parameter's state is dropped, for what still holds its tensors.
+        on_change: called before tensors come or go, for what still holds those that were there.
     """
 
-    def __init__(self, optimizer: Optimizer, layout: tuple[StateTensor, ...], on_drop: Callable[[], None]) -> None:
+    def __init__(self, optimizer: Optimizer, layout: tuple[StateTensor, ...], on_change: Callable[[], None]) -> None:
         self._optimizer = optimizer
-        self._on_drop = on_drop
+        self._on_change = on_change
         self.layout = layout
         (self.counter,) = (entry for entry in layout if entry.counts_steps)
         self._warned_of_16_bit = False
@@ -57,6 +59,21 @@ class ParameterState:
     def created(self) -> list:
         """The parameters that were ever given state."""
         return list(self._created.values())
+
+    @property
+    def prefix(self) -> str | None:
+        """What the user named the optimizer."""
+        return self._optimizer._name
+
+    @property
+    def multi_precision(self) -> bool:
+        """Whether 16-bit parameters have master weights; ``amp.decorate`` may switch it on."""
+        return self._optimizer._multi_precision
+
+    @property
+    def masters(self) -> dict[str, Any]:
+        """The master weights, by the names of their parameters."""
+        return self._optimizer._master_weights
 
     def key(self, name: str) -> str:
         """How Paddle's dictionary of accumulators spells the name of a state tensor."""
@@ -69,14 +86,15 @@ class ParameterState:
         return None if tensors is None else {entry.name: tensor for entry, tensor in zip(self.layout, tensors)}
 
     def of(self, param: Any) -> list | None:
-        """The parameter's tensors in the order of the layout; None before its first step.
+        """The parameter's tensors in the order of the layout, None for one to come later; None before the first step.
 
         An interrupt may have left some of them. These count as none, and ``create`` makes all of them again.
         """
         owner = self._owner_name(param)
         accumulators = self._optimizer._accumulators
         tensors = [accumulators.get(self.key(entry.name), {}).get(owner) for entry in self.layout]
-        return None if any(tensor is None for tensor in tensors) else tensors
+        made = (tensor is not None or entry.later for entry, tensor in zip(self.layout, tensors))
+        return tensors if all(made) else None
 
     def _owner_name(self, param: Any) -> str:
         """State bears the name of the parameter's master weight, as Paddle has it, if that came first."""
@@ -92,18 +110,32 @@ class ParameterState:
         self.drop(param)
         if master is None and is_16_bit(param):
             self._warn_of_16_bit(param)
-        compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
-        dtypes = {"compute": compute, "gradient": gradient_dtype}
         for entry in self.layout:
-            self._optimizer._add_accumulator(
-                entry.name,
-                param if master is None else master,
-                dtype=dtypes.get(entry.dtype, entry.dtype),
-                shape=entry.shape(list(param.shape)),
-                device=_device_of(param),
-            )
+            if not entry.later:
+                self._make(param, entry, gradient_dtype)
         self._created[param.name] = param
         return self.of(param)
+
+    def _make(self, param: Any, entry: StateTensor, gradient_dtype: Any = None) -> Any:
+        """Zeros for one entry of the layout."""
+        master = self.held_master(param)
+        compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
+        return self._optimizer._add_accumulator(
+            entry.name,
+            param if master is None or self._owner_name(param) == param.name else master,
+            dtype={"compute": compute, "gradient": gradient_dtype}.get(entry.dtype, entry.dtype),
+            shape=entry.shape(list(param.shape)),
+            device=_device_of(param),
+        )
+
+    def entry_of(self, param: Any, entry: StateTensor, undo: list[Callable[[], Any]]) -> Any:
+        """One tensor of a parameter that has state, made if it was to come later; ``undo`` gets what unmakes it."""
+        tensor = self.named(param)[entry.name]
+        if tensor is None:
+            self._on_change()
+            undo += self.dropping(param, entry.name)
+            tensor = self._make(param, entry)
+        return tensor
 
     def of_step(self, param: Any, gradient_dtype: Any, undo: list[Callable[[], Any]]) -> tuple[list, Any | None]:
         """The parameter's tensors and its master weight, made where they are missing.
@@ -114,7 +146,7 @@ class ParameterState:
         state = self.of(param)
         if state is None:
             undo.append(partial(self.drop, param))
-        if self._has_master(param) and self.held_master(param) is None:
+        if self.has_master(param) and self.held_master(param) is None:
             undo.append(self.dropping_master(param))
         if state is None:
             state = self.create(param, gradient_dtype)
@@ -147,10 +179,11 @@ class ParameterState:
         tensor.persistable = tensor.stop_gradient = True
         return partial(held.__setitem__, owner, tensor)
 
-    def dropping(self, param: Any) -> list[Callable[[], Any]]:
-        """The calls, of C alone, that forget the parameter's history, as if it had taken no step."""
+    def dropping(self, param: Any, name: str | None = None) -> list[Callable[[], Any]]:
+        """The calls, of C alone, that forget the parameter's history, or one tensor of it."""
         owner = self._owner_name(param)
-        return [partial(self._optimizer._accumulators[self.key(e.name)].pop, owner, None) for e in self.layout]
+        names = [entry.name for entry in self.layout] if name is None else [name]
+        return [partial(self._optimizer._accumulators[self.key(name)].pop, owner, None) for name in names]
 
     def dropping_master(self, param: Any) -> Callable[[], Any]:
         """The call, of C alone, that forgets the master weight; the next step makes one from the parameter."""
@@ -158,7 +191,7 @@ class ParameterState:
 
     def drop(self, param: Any) -> None:
         """Forget the parameter's history."""
-        self._on_drop()
+        self._on_change()
         for call in self.dropping(param):
             call()
 
@@ -172,18 +205,18 @@ class ParameterState:
 
     def held_master(self, param: Any) -> Any | None:
         """The parameter's master weight, if it has one and is updated with it."""
-        return self._optimizer._master_weights.get(param.name) if self._has_master(param) else None
+        return self._optimizer._master_weights.get(param.name) if self.has_master(param) else None
 
     def master_of(self, param: Any) -> Any | None:
         """The parameter's master weight, made at need: amp.decorate may switch them on after a first step."""
         master = self.held_master(param)
-        if master is None and self._has_master(param):
+        if master is None and self.has_master(param):
             with paddle.no_grad():
                 master = self._optimizer._create_master_weight(param)
             master.stop_gradient = True
         return master
 
-    def _has_master(self, param: Any) -> bool:
+    def has_master(self, param: Any) -> bool:
         """Whether the parameter shall have a master weight."""
         return self._optimizer._multi_precision and is_16_bit(param)
 

@@ -179,11 +179,11 @@ class ASGD(FusedOptimizer):
         self._inputs.end()
 
     def _native_call(
-        self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, first: bool, check_only: bool = False
+        self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
     ) -> Callable[[], None]:
         inputs = self._inputs
         # A step of several calls would count several times.
-        watch = inputs.watch_of(bucket, self._state) if first else None
+        watch = inputs.watch_of(bucket, self._state) if leads else None
         return native.asgd_call(
             *(bucket.params, bucket.grads, *bucket.state, bucket.masters, *rates, found_inf, check_only),
             *(inputs.index.next, inputs.weights_of(bucket), inputs.theta(), watch),
@@ -259,17 +259,5 @@ class ASGD(FusedOptimizer):
     def _adapt_loaded(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
         self._inputs.adapt_clocks(states, undo)
 
-    def __repr__(self) -> str:
-        count = "all" if self._parameter_list is None else len(self._parameter_list)
-        clip = getattr(self._grad_clip, "default", self._grad_clip)
-        more = "".join(f", {name}={text}" for name, text in self._inputs.shown().items())
-        return (
-            f"ASGD(learning_rate={_brief(self._learning_rate)}, batch_num={self._n}, parameters={count}, "
-            f"weight_decay={_brief(self._weight_decay)}, grad_clip={_brief(clip)}, "
-            f"multi_precision={self._multi_precision}{more})"
-        )
-
-
-def _brief(value: Any) -> str:
-    """A number as itself, anything else by its kind."""
-    return repr(value) if value is None or isinstance(value, float) else type(value).__name__
+    def _shown(self) -> dict[str, str]:
+        return self._inputs.shown()
