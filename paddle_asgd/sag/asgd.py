@@ -17,11 +17,12 @@ from paddle.nn.clip import GradientClipBase
 from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
-from .. import arguments, native
+from .. import native
 from ..fused import FusedOptimizer
 from ..options import Bucket
 from ..state import StateTensor
 from ..tracing import leave_trace
+from .checks import check_count, check_history
 from .gradient_norm import gradient_norm
 from .step_inputs import THETA_STEP, WATCH, WEIGHTS, StepInputs
 
@@ -111,7 +112,7 @@ class ASGD(FusedOptimizer):
         theta: float | Callable[[int], float] | None = None,
         watch: bool | None = None,
     ) -> None:
-        self._n = arguments.check_count("batch_num", batch_num)
+        self._n = check_count("batch_num", batch_num)
         self._inputs = StepInputs(self._n, batch_weights, theta, watch)
         layout = (
             StateTensor("d", "compute", lambda shape: shape),
@@ -165,7 +166,7 @@ class ASGD(FusedOptimizer):
         self.batch_index = value
 
     def _check_parameters(self, parameters: list) -> None:
-        arguments.check_history("batch_num", self._n, parameters)
+        check_history("batch_num", self._n, parameters)
 
     # ---- A step -----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from .. import arguments, checkpoint
 from ..options import Bucket
 from ..state import ParameterState, state_guard
 from ..uninterrupted import uninterrupted
+from .checks import check_step, check_theta
 from .slots import (
     BatchIndex,
     check_clock,
@@ -50,7 +51,7 @@ class StepInputs:
         self._weights_beside: dict[str, Any] = {}
         #: the parameters of the last native call, and the weights beside them
         self._weights_last: tuple[Any, Any] = (None, None)
-        self._theta = arguments.check_theta(theta)
+        self._theta = check_theta(theta)
         #: theta of the next step, and the number of steps before it
         self._theta_now: tuple[int, float] | None = None
         self._steps = 0
@@ -178,7 +179,7 @@ class StepInputs:
         check_same_weights(checkpoint.entry_value(state_dict.get(WEIGHTS)), self.weights, self.n)
         if THETA_STEP not in state_dict:
             return self._steps
-        return arguments.check_step(f"set_state_dict: {THETA_STEP!r}", checkpoint.entry_value(state_dict[THETA_STEP]))
+        return check_step(f"set_state_dict: {THETA_STEP!r}", checkpoint.entry_value(state_dict[THETA_STEP]))
 
     def going_on_at(self, step: int) -> Callable[[], Any]:
         """What a checkpoint changes here when it is loaded: a call of C."""
