@@ -203,7 +203,9 @@ def _group_by_owner(
     # Variables of static graphs that are no state: the learning rate, and what no checkpoint needs.
     ignored = re.compile("|".join([r".*learning_rate_\d+", *(rf".+_{name}_\d+" for name in optimizer._unsaved)]))
     own_name = "" if optimizer._name is None else f"_{optimizer._name}"
+    params = {param.name for param in optimizer._parameter_list}
     found: dict[str, dict[str, Any]] = {}
+    #: What was read so far, and keys that say nothing.
     known, unknown = set(), []
     for key, value in rest.items():
         match = pattern.fullmatch(key) if isinstance(key, str) else None
@@ -211,7 +213,10 @@ def _group_by_owner(
         if match is not None:
             owner = match["owner"]
             owner = owner[: -len(own_name)] if own_name and owner.endswith(own_name) else owner
-            entries = found.setdefault(_MASTER_SUFFIX.sub("", owner), {})
+            owner = _MASTER_SUFFIX.sub("", owner)
+            if owner not in params and id(value) in known:
+                continue  # paddle.Model's further names may look like state of another parameter
+            entries = found.setdefault(owner, {})
             if match["state"] in entries:
                 refuse_state(f"entry {key!r} comes a second time for its parameter, under another number")
             entries[match["state"]] = value
