@@ -8,21 +8,19 @@ from __future__ import annotations
 import math
 import numbers
 import re
-import warnings
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
-import numpy as np
 import paddle
 from paddle.base.framework import in_dygraph_mode
-from paddle.optimizer.lr import LambdaDecay, LRScheduler
+from paddle.optimizer.lr import LRScheduler
 
 from .arguments import FLOATING, dtype_name, refuse_state, shown
 from .caller import warn
+from .entries import SCHEDULER, as_tensor, check_scheduler, entry_value, number_entry, set_scheduler
 from .state import ParameterState, StateTensor, gradient_dtypes
 from .uninterrupted import uninterrupted
 
-_SCHEDULER = "LR_Scheduler"
 _MASTERS = "master_weights"
 _MASTER_SUFFIX = re.compile(r"_fp32_master_\d+(_.*)?$")
 _MASTER = re.compile(r"(?P<owner>.+)_fp32_master_\d+")
@@ -67,24 +65,10 @@ def collect(kept: Kept) -> dict[str, Any]:
     if kept.state.masters:
         collected[_MASTERS] = dict(kept.state.masters)
     if isinstance(kept.learning_rate, LRScheduler):
-        collected[_SCHEDULER] = kept.learning_rate.state_dict()
+        collected[SCHEDULER] = kept.learning_rate.state_dict()
     for name, value in kept.hyperparameters.items():
         collected[name] = number_entry([value], "int64" if isinstance(value, int) else "float64")
     return collected
-
-
-def number_entry(values: Any, dtype: str) -> paddle.Tensor:
-    """Numbers as an entry of a checkpoint: with anything but tensors in it Paddle would take it for no state_dict."""
-    return paddle.to_tensor(values, dtype, place=paddle.CPUPlace())
-
-
-def entry_value(entry: Any) -> Any:
-    """What an entry of numbers holds: a number in place of a tensor or an array that has one element."""
-    if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
-        entry = entry[1]  # paddle.load(return_numpy=True) pairs an array with its tensor's name
-    if isinstance(entry, paddle.Tensor) and not entry._is_initialized():
-        return entry
-    return entry.item() if hasattr(entry, "item") and math.prod(entry.shape) == 1 else entry
 
 
 @paddle.no_grad()
@@ -101,7 +85,7 @@ def load(kept: Kept, state_dict: dict[str, Any], adapt: Callable[..., None], *mo
     if not isinstance(state_dict, dict):
         raise TypeError(f"set_state_dict: received {type(state_dict).__name__}, expected a dict")
     rest = dict(state_dict)
-    scheduler = _check_scheduler(kept, rest.pop(_SCHEDULER, None))
+    scheduler = check_scheduler(kept.learning_rate, rest.pop(SCHEDULER, None))
     rest.pop(_NAME_TABLE, None)
     masters = rest.pop(_MASTERS, {})
     if not isinstance(masters, dict):
@@ -123,7 +107,7 @@ def load(kept: Kept, state_dict: dict[str, Any], adapt: Callable[..., None], *mo
         if scheduler is not None:
             own = vars(kept.learning_rate)
             undo += [own.clear, partial(own.update, dict(own))]
-            _set_scheduler(kept.learning_rate, scheduler)
+            set_scheduler(kept.learning_rate, scheduler)
         uninterrupted(*copies, *more, undo.clear)
     except BaseException:
         for call in undo:
@@ -137,60 +121,6 @@ def _require_dygraph(caller: str) -> None:
             f"{caller}: in static graph mode the state lies in the scope of the program; use paddle.static.save and "
             "paddle.static.load"
         )
-
-
-def _check_scheduler(kept: Kept, entry: Any) -> dict[str, Any] | None:
-    """What of the scheduler's entry has to be loaded, if anything."""
-    scheduler = kept.learning_rate
-    if not isinstance(scheduler, LRScheduler):
-        if entry is not None:
-            warn(f"set_state_dict: {_SCHEDULER!r} is not used, for the optimizer has a fixed learning rate")
-        return None
-    if entry is None:
-        if not isinstance(scheduler, LambdaDecay):
-            refuse_state(
-                f"{_SCHEDULER!r} is missing, and the optimizer has a {type(scheduler).__name__}; files of static "
-                f"graphs hold none: add scheduler.state_dict() under this name"
-            )
-        return None
-    unused: list[str] = []
-    wanted = _check_schedule(_SCHEDULER, scheduler.state_dict(), entry, unused)
-    if unused:
-        warn(
-            f"set_state_dict: {', '.join(unused)} are not used by {type(scheduler).__name__}; the checkpoint may be "
-            "another scheduler's"
-        )
-    return wanted
-
-
-def _check_schedule(name: str, own: dict[str, Any], entry: Any, unused: list[str]) -> dict[str, Any]:
-    """The values that a scheduler takes from its entry, which may hold another scheduler's; adds others to unused."""
-    if not isinstance(entry, dict) or not set(own) <= set(entry):
-        refuse_state(f"{name!r} is {shown(entry)}, expected a dict with {', '.join(sorted(own))}")
-    unused += [repr(key) for key in entry if key not in own]
-    wanted = {}
-    for key, mine in own.items():
-        value = entry[key]
-        if isinstance(mine, dict):
-            value = _check_schedule(key, mine, value, unused)
-        elif key == "last_epoch":
-            epoch = entry_value(value)
-            if isinstance(epoch, bool) or not isinstance(epoch, numbers.Integral):
-                refuse_state(f"{key!r} of {name!r} is {shown(value)}, expected an int")
-        elif key == "last_lr":
-            rate = entry_value(value)
-            real = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-            if not real or not math.isfinite(rate) or rate < 0:
-                refuse_state(f"{key!r} of {name!r} is {shown(value)}, expected a finite number of at least 0")
-        wanted[key] = value
-    return wanted
-
-
-def _set_scheduler(scheduler: LRScheduler, wanted: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        # LinearWarmup says this of the entry of the scheduler that it holds, whenever it has one.
-        warnings.filterwarnings("ignore", "There are some unused values in state_dict")
-        scheduler.set_state_dict(wanted)
 
 
 def _check_hyperparameters(kept: Kept, rest: dict[str, Any]) -> bool:
@@ -219,7 +149,9 @@ def _group_by_owner(kept: Kept, rest: dict[str, Any], masters: dict[str, Any]) -
     # Variables of static graphs that are no state: the learning rate, and what no checkpoint needs.
     ignored = re.compile("|".join([r".*learning_rate_\d+", *(rf".+_{name}_\d+" for name in kept.unsaved)]))
     own_name = "" if kept.state.prefix is None else f"_{kept.state.prefix}"
+    params = {param.name for param in kept.parameters}
     found: dict[str, dict[str, Any]] = {}
+    #: What was read so far, and keys that say nothing.
     known, unknown = set(), []
     for key, value in rest.items():
         match = pattern.fullmatch(key) if isinstance(key, str) else None
@@ -227,7 +159,10 @@ def _group_by_owner(kept: Kept, rest: dict[str, Any], masters: dict[str, Any]) -
         if match is not None:
             owner = match["owner"]
             owner = owner[: -len(own_name)] if own_name and owner.endswith(own_name) else owner
-            entries = found.setdefault(_MASTER_SUFFIX.sub("", owner), {})
+            owner = _MASTER_SUFFIX.sub("", owner)
+            if owner not in params and id(value) in known:
+                continue  # paddle.Model's further names may look like state of another parameter
+            entries = found.setdefault(owner, {})
             if match["state"] in entries:
                 refuse_state(f"entry {key!r} comes a second time for its parameter, under another number")
             entries[match["state"]] = value
@@ -348,21 +283,6 @@ def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
         refuse_state(
             f"entry {entry.name!r} of parameter {param.name!r} is {value.tolist()}, expected no negative count"
         )
-
-
-def as_tensor(param: str, name: str, value: Any) -> Any:
-    """A tensor, on whatever device it is; arrays, which paddle.load(return_numpy=True) gives, become one."""
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-        value = value[1]  # paddle.load(return_numpy=True) pairs an array with its tensor's name
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiu":
-        return paddle.to_tensor(value, place=paddle.CPUPlace())
-    if not isinstance(value, paddle.Tensor):
-        refuse_state(
-            f"entry {name!r} of parameter {param!r} is {shown(value)}, expected a tensor or an array of numbers"
-        )
-    if not value._is_initialized() and math.prod(value.shape) > 0:
-        refuse_state(f"entry {name!r} of parameter {param!r} is a tensor without memory, expected one with values")
-    return value
 
 
 def _copies(kept: Kept, param: Any, loaded: _Loaded, undo: list[Callable[[], Any]]) -> list[Callable[[], Any]]:

@@ -14,7 +14,7 @@ import paddle
 from paddle.base.dygraph.base import in_to_static_mode
 from paddle.base.framework import in_dygraph_mode
 
-from .. import arguments, checkpoint
+from .. import arguments, entries
 from ..options import Bucket
 from ..state import ParameterState, state_guard
 from ..uninterrupted import uninterrupted
@@ -169,17 +169,17 @@ class StepInputs:
         """What a checkpoint must say of them."""
         collected: dict[str, Any] = {}
         if self.weights is not None:
-            collected[WEIGHTS] = checkpoint.number_entry(self.weights, "float64")
+            collected[WEIGHTS] = entries.number_entry(self.weights, "float64")
         if callable(self._theta):
-            collected[THETA_STEP] = checkpoint.number_entry([self._steps], "int64")
+            collected[THETA_STEP] = entries.number_entry([self._steps], "int64")
         return collected
 
     def check_loaded(self, state_dict: dict[str, Any]) -> int:
         """Refuse what does not go with these inputs; returns the number of steps before the next."""
-        check_same_weights(checkpoint.entry_value(state_dict.get(WEIGHTS)), self.weights, self.n)
+        check_same_weights(entries.entry_value(state_dict.get(WEIGHTS)), self.weights, self.n)
         if THETA_STEP not in state_dict:
             return self._steps
-        return check_step(f"set_state_dict: {THETA_STEP!r}", checkpoint.entry_value(state_dict[THETA_STEP]))
+        return check_step(f"set_state_dict: {THETA_STEP!r}", entries.entry_value(state_dict[THETA_STEP]))
 
     def going_on_at(self, step: int) -> Callable[[], Any]:
         """What a checkpoint changes here when it is loaded: a call of C."""
@@ -187,7 +187,7 @@ class StepInputs:
 
     def adapt_clocks(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
         """Clocks of a fixed cycle and clocks that know the slots do not go together: the former grow."""
-        clocks = [(s, checkpoint.as_tensor(name, "m", s["m"]).numpy()) for name, s in states.items() if "m" in s]
+        clocks = [(s, entries.as_tensor(name, "m", s["m"]).numpy()) for name, s in states.items() if "m" in s]
         length = clock_length(self.n)
         for _, clock in clocks:
             wrong = check_clock(clock, self.n) if clock.shape == (length,) else None
