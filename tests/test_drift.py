@@ -47,7 +47,6 @@ def pool(draw: Callable[[], np.ndarray], count: int = 1009) -> list[paddle.Tenso
     return [paddle.to_tensor(draw().astype(np.float32)) for _ in range(count)]
 
 
-@pytest.mark.timeout(120)
 def test_a_million_steps() -> None:
     """With gradients around 0, and with gradients that all have one sign, whose sum is as large as it can be.
 

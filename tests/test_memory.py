@@ -64,7 +64,7 @@ def numbers(code: str, *arguments: str) -> list[int]:
     command = [sys.executable, "-c", PRELUDE + code, *arguments]
     # Else glibc keeps large blocks that were freed, and a temporary would hide in them.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB // 4)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-500:]
     return [int(word) for word in done.stdout.split()]
 

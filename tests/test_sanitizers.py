@@ -43,9 +43,7 @@ needs_gxx = pytest.mark.skipif(GXX is None, reason="no g++ on PATH")
 
 def call(*command: str | Path) -> str:
     """Run and return what was printed; fail with that and with what was said on the error stream."""
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     said = f"{' '.join(map(str, command))} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
     if done.returncode != 0:
         pytest.fail(said, pytrace=False)
