@@ -14,7 +14,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cc csrc/*.cu)
 .PHONY: help demo test bench lint clean
 
 help:
-	@echo "make demo   train on handwritten digits, beside SGD: accuracy and a plot of the loss"
+	@echo "make demo   what the method is for, beside SGD, Momentum and Adam, and where it gains nothing; two pictures"
 	@echo "make test   the whole test suite"
 	@echo "make bench  time a step beside Paddle's and torch's optimizers"
 	@echo "make lint   ruff and clang-format"
@@ -24,7 +24,11 @@ help:
 
 # Paddle says at every import that there is no ccache.
 demo: $(VENV)/built
+	PYTHONWARNINGS="ignore:No ccache found" $(PY) examples/converge_exactly.py
 	PYTHONWARNINGS="ignore:No ccache found" $(PY) examples/train_digits.py
+	@echo
+	@echo "Pictures: converge_exactly.png and digits_loss.png. Which batches, which learning rate: docs/choosing-batches.md,"
+	@echo "docs/learning-rate.md. The other programs of examples/ run alone, too; README.md says whom the method is for."
 
 # On the CPU, unless the caller names a GPU. A process for each core, each takes whole files: what a file compiles is
 # compiled once.
