@@ -224,6 +224,24 @@ def test_a_scheduler_within_another_is_loaded_without_a_warning() -> None:
         second.set_state_dict(state)
 
 
+def test_a_scheduler_that_refuses_its_entry_is_left_as_it_was() -> None:
+    """One of the user's own may raise when it has taken half of it."""
+
+    class Refusing(paddle.optimizer.lr.ExponentialDecay):
+        def set_state_dict(self, state_dict: dict) -> None:
+            super().set_state_dict(state_dict)
+            raise ValueError("refused after it was taken")
+
+    scheduler = Refusing(0.1, 0.9)
+    optimizer = ASGD(scheduler, 3, [paddle.create_parameter([3], "float32")])
+    state = optimizer.state_dict()
+    scheduler.step()
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match="refused after it was taken"):
+        optimizer.set_state_dict(state)
+    assert scheduler.state_dict() == before != state["LR_Scheduler"]
+
+
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 2.0], "x"], ids=repr)
 def test_wrong_weights_are_the_checkpoints(weights: Any) -> None:
     run = Run(batch_weights=[1.0, 2.0, 3.0])
