@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import api_page
 import numpy as np
 import paddle
 import pytest
@@ -19,45 +21,170 @@ from paddle_asgd import native
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = sorted((ROOT / "paddle_asgd").rglob("*.py"))
+#: What may be written in any source file: its first line, or its second where the first is for the kernel.
+SPDX = re.compile(r"(?:#!.*\n)?(?:#|//) SPDX-License-Identifier: Apache-2\.0\n")
 NAMES = {name: getattr(paddle_asgd, name) for name in paddle_asgd.__all__}
 #: What a user calls: all but the categories of warnings.
 PUBLIC = {name: value for name, value in NAMES.items() if not issubclass(value, Warning)}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def readme_blocks() -> Iterator[Any]:
-    text = README.read_text() if README.is_file() else ""
-    for match in BLOCK.finditer(text):
-        line = text.count("\n", 0, match.start()) + 2
-        yield pytest.param(line, match[1], id=f"line_{line}")
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize(("line", "code"), list(readme_blocks()))
-def test_readme_block_runs(line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks(pages: list[Path]) -> Iterator[Any]:
+    for page in pages:
+        text = page.read_text()
+        for match in BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start()) + 2
+            yield pytest.param(page, line, match[1], id=f"{page.stem}_line_{line}")
+
+
+# Model.fit of Paddle warns of its own copy of the labels, and its LookAhead of the way in which it counts.
+@pytest.mark.filterwarnings(
+    "ignore:To copy construct from a tensor", "ignore:Op `increment` is executed:DeprecationWarning"
+)
+@pytest.mark.parametrize(("page", "line", "code"), list(blocks(PAGES)))
+def test_block_runs(page: Path, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a stranger would run it: pasted into an empty script, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    # Errors then point to the line of the README.
-    (tmp_path / "block.py").write_text("\n" * (line - 1) + code)
-    runpy.run_path(str(tmp_path / "block.py"), run_name="__main__")
+    # Undone afterwards: a block may put ours in its place.
+    monkeypatch.setattr(paddle.optimizer, "ASGD", paddle.optimizer.ASGD)
+    # Errors then point to the line of the page.
+    script = tmp_path / f"{page.stem}.py"
+    script.write_text("\n" * (line - 1) + code)
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def test_readme_has_an_example_that_trains() -> None:
-    blocks = [param.values[1] for param in readme_blocks()]
-    assert any("ASGD(" in code and ".step()" in code and "clear_grad()" in code for code in blocks)
+    codes = [param.values[2] for param in blocks([README])]
+    assert any("ASGD(" in code and ".step(" in code and ".step()" in code and "for epoch in" in code for code in codes)
+    assert "`optimizer.clear_grad()`" in README.read_text() or any("clear_grad()" in code for code in codes)
 
 
-def test_readme_links_lead_somewhere() -> None:
-    missing = [
-        target
-        for target in re.findall(r"\]\(([^)#\s]+)", README.read_text())
-        if "://" not in target and not (ROOT / target).exists()
-    ]
+def test_readme_is_short_and_begins_with_what_to_run() -> None:
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 120
+    beginning = "\n".join(lines[:14])
+    assert [what for what in ("make demo", "make test", "pip install") if what not in beginning] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_lines_are_short(page: Path) -> None:
+    """A row of a table cannot be broken; README has none that would have to be."""
+    lines = enumerate(page.read_text().splitlines(), 1)
+    long = [number for number, line in lines if len(line) > 120 and not (line.startswith("|") and page != README)]
+    assert long == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_named_files_exist(page: Path) -> None:
+    found = re.findall(r"`((?:tests|examples|benchmarks|csrc|paddle_asgd)/[\w./]+)`", page.read_text())
+    assert [name for name in found if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_name_what_exists(page: Path) -> None:
+    """The scripts and modules of ``python ...`` commands, and the targets of ``make``."""
+    text = page.read_text()
+    modules = [name.replace(".", "/") for name in re.findall(r"python3? -m ((?:benchmarks|tests)[\w.]*)", text)]
+    scripts = re.findall(r"python3? ((?:examples|benchmarks|tests)/[\w/]+\.py)", text)
+    missing = [m for m in modules if not (ROOT / f"{m}.py").exists() and not (ROOT / m / "__main__.py").exists()]
+    missing += [script for script in scripts if not (ROOT / script).exists()]
+    targets = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    code = "\n".join(re.findall(r"^```.*?^```|`[^`\n]+`", text, re.MULTILINE | re.DOTALL))
+    missing += [f"make {t}" for t in re.findall(r"(?:^|`)make (\w+)", code, re.MULTILINE) if t not in targets]
     assert missing == []
 
 
-def test_readme_names_files_that_exist() -> None:
-    named = set(re.findall(r"`((?:tests|examples|benchmarks|csrc|paddle_asgd)/[\w./]+)`", README.read_text()))
-    assert [name for name in named if not (ROOT / name).exists()] == []
+def test_every_page_can_be_reached() -> None:
+    """By links, from README on."""
+    reached, left = set(), [README]
+    while left:
+        page = left.pop()
+        if page not in reached and page.suffix == ".md":
+            reached.add(page)
+            targets = re.findall(r"\]\(([^)#\s]+\.md)", page.read_text())
+            left += [(page.parent / target).resolve() for target in targets if "://" not in target]
+    assert set(PAGES) - reached == set()
+
+
+def test_api_page_is_made_from_the_docstrings() -> None:
+    assert api_page.PAGE.read_text() == api_page.page(), "write it anew: python -m tests.api_page"
+
+
+def test_api_page_leaves_nothing_out() -> None:
+    """Whatever way the page is made: all names, arguments and defaults, and what each name is for."""
+    text = " ".join(api_page.PAGE.read_text().split())
+    for name, value in NAMES.items():
+        assert f"## {name}" in text
+        assert " ".join(inspect.getdoc(value).split("\n\n")[0].replace("``", "`").split()) in text
+    for value in PUBLIC.values():
+        for p in inspect.signature(value).parameters.values():
+            assert f"`{p.name}`: " in text
+            assert p.default is p.empty or f"{p.name}={p.default!r}" in text
+
+
+def raised_and_warned() -> Iterator[tuple[str, bool, list[str]]]:
+    """Of every message in the package: where it is, whether it is a warning, and its literal pieces."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            call = node.exc if isinstance(node, ast.Raise) else node
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            function = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", None)
+            if isinstance(node, ast.Raise) or function in ("warn", "refuse_state"):
+                values = getattr(call.args[0], "values", [call.args[0]])
+                pieces = [v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
+                if pieces:
+                    yield f"{path.name}:{call.lineno}", function == "warn", pieces
+
+
+def opening(pieces: list[str]) -> str:
+    """The first words of the first piece that has four."""
+    said = [piece.split() for piece in pieces]
+    return " ".join(next((words for words in said if len(words) >= 4), max(said, key=len))[:5])
+
+
+def test_warnings_and_errors_are_explained() -> None:
+    """Each warning by its words, each error at least by the name that it begins with."""
+    page = " ".join((ROOT / "docs" / "troubleshooting.md").read_text().split())
+    messages = list(raised_and_warned())
+    assert sum(warning for _, warning, _ in messages) >= 8
+    assert len(messages) > 80
+    missing = []
+    for place, warning, pieces in messages:
+        name = re.match(r"(\w+)(?: of [\w ]+)?: ", pieces[0])
+        if not warning and not pieces[0][:1].isalpha():
+            continue  # begins with an argument's name, which the call alone knows: see the test below
+        begins = name[1] if name is not None else pieces[0].strip() if len(pieces[0].split()) < 4 else opening(pieces)
+        explained = opening(pieces) in page if warning else re.search(rf"`{re.escape(begins)}(?!\w)", page) is not None
+        if not explained:
+            missing.append((place, opening(pieces)))
+    assert missing == []
+
+
+def test_arguments_are_explained_where_errors_are() -> None:
+    """An error begins with the name of what it is about: each argument that may be refused has its place there."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    arguments = {p for value in PUBLIC.values() for p in inspect.signature(value).parameters}
+    assert [name for name in sorted(arguments) if f"`{name}`" not in page] == []
+
+
+def test_license() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0" in text
+    assert "Apache-2.0" in README.read_text()
 
 
 # Model.fit of Paddle warns of its own copy of the labels.

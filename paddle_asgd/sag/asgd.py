@@ -64,14 +64,14 @@ class ASGD(FusedOptimizer):
         theta: how much of the change of a gradient enters the direction, ``theta * (g - y_i) + d_old / seen``. None
             is SAG, ``1 / seen``; 1 is SAGA. 0.3 is recommended: it removes the limit that a reshuffled order sets to
             the learning rate, and raises that of a fixed order two- to threefold. A number of at least 0, or, in
-            dygraph, a callable that is given the number of steps before this one, those that an Inf has kept from being
-            taken included, and returns one.
+            dygraph, a callable that returns one. It is given the number of steps before this one, which includes those
+            that an Inf kept from being taken.
         watch: sample whether the stored gradients fit their batches, and warn (``SlotMismatchWarning``) if in two
-            passes in a row they do not and the gradients' spread has stopped falling; of several groups with options
-            of their own, the largest. A ``batch_num`` that is a multiple of the right one is never noticed. Costs up
-            to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None is True in dygraph; in static graphs it
-            takes True or a ``batch_index``, for it is one variable more, which ``paddle.static.load`` does not find in
-            files of Paddle's own optimizer.
+            passes in a row they do not and the gradients' spread has stopped falling. Of several groups with options of
+            their own, the largest is sampled. A ``batch_num`` that is a multiple of the right one is never noticed.
+            Costs up to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None is True in dygraph. In static
+            graphs it is True only if a ``batch_index`` is used, because it adds a variable, which
+            ``paddle.static.load`` does not find in files of Paddle's own optimizer.
 
     Raises:
         TypeError: an argument is of the wrong type, or a parameter is not real floating point.
@@ -210,7 +210,7 @@ class ASGD(FusedOptimizer):
         return None if found is None else watch.look(found)
 
     def gradient_norm(self) -> float:
-        r"""The norm of :math:`d / \text{seen} + \text{weight\_decay} \cdot x` over all parameters that are trained.
+        """The norm of ``d / seen + weight_decay * x`` over all parameters that are trained.
 
         This is the paper's stopping rule. It tends to the norm of the whole objective's gradient as the steps become
         small, and costs no gradient. Inf before the first step. Reading it waits for the device.
@@ -228,8 +228,9 @@ class ASGD(FusedOptimizer):
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All state by Paddle's names, ``batch_num``, and, where they are used, the ``batch_weights`` of mean 1 with
-        which ``d`` was summed, and ``theta_step`` for a ``theta`` that depends on the step, all of them tensors.
+        """All state by Paddle's names, and ``batch_num``, as tensors. Where they are used, there are also the
+        ``batch_weights``, of mean 1, with which ``d`` was summed, and the ``theta_step`` of a ``theta`` that depends on
+        the step.
 
         The tensors are the optimizer's own and change with its next step: save them, or copy them, before. Paddle's own
         optimizer loads it unless a ``batch_index`` was used.

@@ -69,9 +69,9 @@ class LipschitzSearch:
         optimizer: an optimizer of this package in dygraph mode, whose learning rate is a number. Its learning rate is
             overwritten at every step, and groups' multipliers apply to it. The weight_decay of the formula is the
             largest among all parameters, numbers and ``L2Decay`` alike; the search itself is on the loss alone.
-        initial: the first estimate L, in units of the loss over those of a parameter squared; above 0. One that is far
-            too large costs a pass for every factor of 2, one that is too small a few forward passes.
-        factor: the learning rate times L, without unit, above 0. The paper's is 1; with few or large batches it
+        initial: the first estimate of L, above 0, in units of the loss over those of a parameter squared. An estimate
+            that is far too large costs a pass for every factor of 2, one that is too small costs a few forward passes.
+        factor: the learning rate times L, a number above 0. The paper's is 1; with few or large batches it
             overshoots. "auto" is 0.7, or 0.5 with fewer than 20 batches, and at most ``0.25 / theta``; without a
             ``batch_index`` also at most half of what a fixed order allows, ``2.46 / n`` without theta and ``6.6 / n``
             with 0.3.
@@ -134,8 +134,8 @@ class LipschitzSearch:
                 parameters (dropout), or ``closure`` called ``backward()``.
             RuntimeError: the loss never decreases along its own gradient.
 
-        Whatever is raised, be it by ``closure``, the parameters are what they were, and no step has been taken; but for
-        a warning that a filter makes an error, which comes behind the step.
+        Whatever is raised, also by ``closure``, the parameters are what they were, and no step has been taken. The only
+        exception is a warning that a filter turns into an error, which comes after the step.
         """
         self._check_optimizer()
         if not callable(closure):

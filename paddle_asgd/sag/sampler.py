@@ -44,19 +44,20 @@ class FixedBatchSampler(BatchSampler):
         shuffle_once: deal the samples to the batches at random, once; else in the order of the dataset.
         drop_last: leave out the samples of an incomplete last batch.
         seed: an int of at least 0, the same on all ranks. None draws one from ``numpy.random``, as Paddle's samplers
-            do: ``numpy.random.seed`` makes it repeatable, ``paddle.seed`` does not. It stands in ``state_dict``.
-        num_replicas: ranks that share every batch; None asks ``paddle.distributed``, which says 1 outside of it.
-        rank: which of them this is, 0 to ``num_replicas - 1``; None asks ``paddle.distributed``.
+            do: ``numpy.random.seed`` makes it repeatable, ``paddle.seed`` does not. ``state_dict`` holds it.
+        num_replicas: how many ranks share every batch. None asks ``paddle.distributed``, which says 1 in a single
+            process.
+        rank: which of them this is, 0 to ``num_replicas - 1``. None asks ``paddle.distributed``.
 
     Attributes:
         batch_num: the number of batches n, and of steps in an epoch.
         batches: the samples of every batch, or of this rank's part of it.
         batch_sizes: the number of samples of every batch, those of all ranks together.
-        batch_weights: w_b of every batch; their mean is 1, and with ``drop_last`` all are.
+        batch_weights: the weight w_b of every batch. Their mean is 1, and with ``drop_last`` all of them are 1.
         part_weights: ``num_replicas * |part| / |B_b|`` of this rank's part of every batch. All are 1 unless the last
-            batch does not divide evenly; parts then differ by one sample and no sample is repeated, so the mean over
-            ranks of their mean losses is not the mean over the batch. Times these weights it is.
-        seed: what all draws derive from.
+            batch does not divide evenly. Parts then differ by one sample and no sample is repeated, so the mean over
+            ranks of their mean losses is not the mean over the batch. Multiplied by these weights, it is.
+        seed: the number that all draws derive from.
 
     Raises:
         TypeError: an argument is of the wrong type, or the dataset has no length, or is a loader or a sampler.
@@ -165,15 +166,15 @@ class FixedBatchSampler(BatchSampler):
     def enumerate(self, loader: DataLoader) -> Iterator[tuple[int, Any]]:
         """One pass over the loader, as pairs of the batch's number and what the loader made of the batch.
 
-        Right with any number of workers, for it counts what is handed out here. A batch counts as consumed once it is
-        yielded, so call ``state_dict`` after the step. One pass at a time: continuing one after another pass, or
-        ``set_state_dict`` or ``set_epoch``, has begun anew is a RuntimeError.
+        It is right with any number of workers, because it counts what is handed out here. A batch counts as consumed
+        once it is yielded, so call ``state_dict`` after the step. Only one pass may run at a time: continuing it after
+        another pass, ``set_state_dict`` or ``set_epoch`` is a RuntimeError.
 
         Args:
             loader: the ``paddle.io.DataLoader`` whose ``batch_sampler`` is this sampler.
 
         Raises:
-            TypeError: it is no loader.
+            TypeError: ``loader`` is no loader.
             ValueError: the loader has another batch sampler, or a dataset of another length than this sampler's, or
                 joins the batches of several places.
             RuntimeError: the pass was overtaken by another, or the loader does not give one batch for each asked for.

@@ -21,7 +21,7 @@ SMALLEST_WEIGHT = 1e-12
 
 
 class SlotMismatchWarning(UserWarning):
-    """The history is of no use: slots hold gradients that do not fit their batches, or are mixed from several."""
+    """Says that the history is of no use: slots hold gradients of other batches, or mixtures of several."""
 
 
 class BatchIndex:
