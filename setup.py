@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.sdist import sdist
 
 CPU_ONLY = os.environ.get("PADDLE_ASGD_CPU_ONLY", "0") not in ("", "0")
 
@@ -89,6 +90,19 @@ class BuildModule(BuildExtension):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
+class PackSources(sdist):
+    """Packs what a build, the tests and the documentation need; a CPU build lists the CUDA sources nowhere."""
+
+    folders = ("csrc", "docs", "tests", "examples", "benchmarks")
+    kinds = (".h", ".cc", ".cu", ".py", ".sh", ".md")
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        sources = [path for folder in self.folders for path in Path(folder).rglob("*") if path.suffix in self.kinds]
+        # Other pictures are what the examples have drawn.
+        sources += [*Path("docs").glob("*.png"), Path("CONTRIBUTING.md"), Path("Makefile")]
+        super().make_release_tree(base_dir, sorted({*files, *map(str, sources)}))
+
+
 def native_module() -> object:
     cxx = [*CXX_FLAGS, "-DPADDLE_ASGD_MODULE=_C", f'-DPADDLE_ASGD_BUILT_FOR_PADDLE="{paddle.__version__}"']
     headers = sorted(map(str, Path("csrc").glob("*.h")))
@@ -112,6 +126,7 @@ def native_module() -> object:
 
 
 setup(
+    license="Apache-2.0",
     ext_modules=[native_module()],
-    cmdclass={"build_ext": BuildModule.with_options(no_python_abi_suffix=True)},
+    cmdclass={"build_ext": BuildModule.with_options(no_python_abi_suffix=True), "sdist": PackSources},
 )

@@ -61,8 +61,7 @@ def test_block_runs(page: Path, line: int, code: str, tmp_path: Path, monkeypatc
 
 def test_readme_has_an_example_that_trains() -> None:
     codes = [param.values[2] for param in blocks([README])]
-    assert any("ASGD(" in code and ".step(" in code and ".step()" in code and "for epoch in" in code for code in codes)
-    assert "`optimizer.clear_grad()`" in README.read_text() or any("clear_grad()" in code for code in codes)
+    assert any("ASGD(" in code and ".step()" in code and "clear_grad()" in code for code in codes)
 
 
 def test_readme_is_short_and_begins_with_what_to_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,20 @@ def test_sdist_can_be_built_from(packed: Packed) -> None:
 
 def test_sdist_can_be_tested_from(packed: Packed) -> None:
     assert in_repository("tests/*.py", "tests/**/*.cc", "examples/*.py", "README.md") <= packed.sdist
+    native = in_repository(*(f"tests/**/*.{kind}" for kind in ("h", "cu")))
+    assert native | in_repository("benchmarks/**/*.py", "Makefile") <= packed.sdist
+
+
+def test_sdist_is_documented_and_licensed(packed: Packed) -> None:
+    assert in_repository("docs/*.md", "docs/*.png", "*.md", "LICENSE") <= packed.sdist
+
+
+def test_wheel_is_licensed(packed: Packed) -> None:
+    """With the licence itself, and its name for those who look it up in the metadata."""
+    (text,) = [packed.wheel[name] for name in packed.wheel if ".dist-info/" in name and name.endswith("/LICENSE")]
+    assert text == (ROOT / "LICENSE").read_bytes()
+    (metadata,) = [packed.wheel[name].decode() for name in packed.wheel if name.endswith(".dist-info/METADATA")]
+    assert re.search(r"^License(-Expression)?: Apache-2\.0$", metadata, re.MULTILINE)
 
 
 def test_sdist_holds_nothing_built(packed: Packed) -> None:
