@@ -53,7 +53,8 @@ def of_class(name: str, cls: type) -> Iterator[str]:
 
 
 def members_of(cls: type) -> Iterator[str]:
-    """The documented members that the package defines, by the order of their definition; an alias only once."""
+    """The documented members that the package defines, in the order of their definition, each once."""
+    explained = {entry.partition(": ")[0] for entry in section(inspect.getdoc(cls) or "", "Attributes")}
     held = {
         key: value
         for base in cls.__mro__
@@ -65,7 +66,7 @@ def members_of(cls: type) -> Iterator[str]:
         member = inspect.getattr_static(cls, key)
         function = member.fget if isinstance(member, property) else inspect.unwrap(member)
         doc = inspect.getdoc(function) if inspect.isfunction(function) else None
-        if doc and key == function.__name__:
+        if doc and key == function.__name__ and key not in explained:
             shown = key if isinstance(member, property) else signature(key, function)
             yield wrapped(f"* `{shown}`: {flat(doc.partition(chr(10) + chr(10))[0])}", "  ")
 

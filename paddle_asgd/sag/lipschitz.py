@@ -170,7 +170,7 @@ class LipschitzSearch:
         return {"lipschitz": self._lipschitz}
 
     def set_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Load what ``state_dict`` gave.
+        """Go on with the estimate that ``state_dict`` gave.
 
         Raises:
             TypeError: it is no dict, or L no number.

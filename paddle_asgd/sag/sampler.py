@@ -129,18 +129,22 @@ class FixedBatchSampler(BatchSampler):
 
     @property
     def batch_sizes(self) -> list[int]:
+        """The number of samples of every batch, those of all ranks together."""
         return list(self._batches.sizes)
 
     @property
     def batch_weights(self) -> list[float]:
+        """The weight of every batch in the mean loss, 1 on average, as ``ASGD`` takes it."""
         return self._batches.weights()
 
     @property
     def part_weights(self) -> list[float]:
+        """What the mean loss of this rank's part of every batch must be multiplied by, 1 on average over the ranks."""
         return self._batches.part_weights()
 
     @property
     def batches(self) -> list[list[int]]:
+        """The samples of every batch that are this rank's."""
         return [self._batches.part(batch) for batch in range(self.batch_num)]
 
     def epoch_order(self, epoch: int) -> list[int]:
