@@ -117,6 +117,13 @@ def test_every_page_can_be_reached() -> None:
     assert set(PAGES) - reached == set()
 
 
+def test_layout_names_every_file() -> None:
+    """That of docs/design.md, of the package's Python files."""
+    page = (ROOT / "docs" / "design.md").read_text()
+    names = {path.name for path in SOURCES} - {"__init__.py"}
+    assert [name for name in sorted(names) if not re.search(rf"^ +{name} {{2,}}\w", page, re.MULTILINE)] == []
+
+
 def test_api_page_is_made_from_the_docstrings() -> None:
     assert api_page.PAGE.read_text() == api_page.page(), "write it anew: python -m tests.api_page"
 
