@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # make demo | test | bench | lint: each makes .venv, builds what it needs and does its job. Quick the second time.
 # Must not hold what pip, setup.py or pytest can say in their own files.
 

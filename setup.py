@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the one native module, for the CPU or with CUDA as the installed Paddle is. Metadata: pyproject.toml."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the benchmarks: ``python -m benchmarks --help``. Must not hold what is timed, nor how a report looks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is timed: lists of parameter shapes, each in a dtype. Must not import Paddle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who is timed: each contestant is a name, the batches it remembers, and a function that takes one step.
 
 Everybody works on the same parameters and gradients (PyTorch on copies of its own), which nobody's speed depends on.

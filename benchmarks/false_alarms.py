@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counts how often SlotMismatchWarning comes: with right slots, where it is a false alarm, and with samples that are
 shuffled behind the optimizer's back: ``python -m benchmarks.false_alarms``.
 

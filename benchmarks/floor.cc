@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The floor of a step: moves the bytes that a step must move and computes nothing. Must not know the formula.
 //
 // It works on the memory of a real optimizer: the same addresses, pages and number of tensors. Gradients are constant

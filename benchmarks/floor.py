@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiles floor.cc at first use and calls it on the memory of an optimizer that has taken its steps."""
 
 from __future__ import annotations

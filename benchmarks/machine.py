@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a figure depends on besides the code: processor, memory, versions, threads. Must not name the host."""
 
 from __future__ import annotations

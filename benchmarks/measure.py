@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times functions in turns, so that the noise of the machine hits all alike. Must not know what it times."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What batch_index, batch_weights and the watch add to a step, together: ``python -m benchmarks.options``.
 
 Where memory happens to lie moves a step by more than they cost. So large tensors are shared by both optimizers, small

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws a report: one panel a model, time on a logarithmic scale. Must not compute figures (timed.py)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evidence for the recipe: which theta, in which order of the batches, converges best and at most learning rates.
 
     python -m benchmarks.recipe                       # twelve convex problems, three seeds: about half an hour

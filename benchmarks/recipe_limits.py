@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The largest stable learning rate of the recipe on four data sets, beside SGD's on the same batches.
 
     python -m benchmarks.recipe_limits

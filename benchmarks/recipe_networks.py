@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipe on small networks: training loss and gradient norm of SGD and ASGD, each at several learning rates.
 
     python -m benchmarks.recipe_networks                     # CNN and transformer, three seeds

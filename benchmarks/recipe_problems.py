@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convex problems on which a theta is chosen (recipe.py, untuned.py): data, batches, losses, gradients and minima.
 
 Must not know a method, nor how results are printed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables and files of what was timed. Must not time anything, and must not import Paddle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far LipschitzSearch's rule comes without a number to tune, for several factors and thetas side by side.
 
     python -m benchmarks.search_factor                # twelve problems, two orders

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step on a table with a sparse gradient beside one with a dense gradient: ``python -m benchmarks.sparse``.
 
 ``optimizer.step()`` alone, on the CPU. What a sparse gradient saves in the backward pass is not counted. Must not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an optimizer adds to one run of a static graph's executor. Must not time dygraph (contestants.py)."""
 
 from __future__ import annotations

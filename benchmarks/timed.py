@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From cases to figures: the rows of a report. Must not print or draw them (report.py, picture.py)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LipschitzSearch without a number to tune: on the convex problems, and on a large one beside scikit-learn's sag.
 
     python -m benchmarks.untuned                      # twelve problems, two orders, 60 passes each

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The step on the CPU: a loop over the tensors, and inside it the loops over the elements. Must not include Paddle,
 // and must not write the formula again (asgd_formula.h).
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The step on the GPU: many tensors in one launch. Must not include Paddle (so that it builds and runs on its own), and
 // must not write the formula again (asgd_formula.h). No allocation, no synchronisation, no copy: a step can be
 // captured.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The stochastic average gradient update of one element, for host and device alike, and nothing else: no loop, no
 // launch, no tensor. Plain C++: must not include Paddle or CUDA. Compile with contraction off (g++ -ffp-contract=off,
 // nvcc -fmad=false), so that every device gives the same bits.

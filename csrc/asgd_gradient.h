@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reads one parameter's gradient in stretches, whether it is dense or only some of its rows are there. For the kernel
 // on the CPU. Must not write to a gradient, nor know what is done with it.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a kernel takes and the two entry points, one a device. Raw pointers only: must not include Paddle or CUDA.
 // Whoever calls has checked every size, dtype and place before (paddle_op.cc); the kernels trust what they are given.
 #pragma once

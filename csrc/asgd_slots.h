@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which slot of the history a step replaces, which slots hold a gradient, and how much each of them weighs; for host
 // and device alike. Plain C++: must not include Paddle or CUDA, and must not compute anything of an element.
 //

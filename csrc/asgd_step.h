@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What both kernels derive from their arguments: the visit of a step, its coefficients, and a tensor in types. Plain
 // C++: must not include Paddle or CUDA, and must not touch an element.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The watch over the slots: whether a stored gradient tells more about the next one of its batch than the mean of all
 // does. Sums over a sample of elements, for host and device alike. Plain C++: must not include Paddle or CUDA, and must
 // not change anything that the step computes.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Many tensors in one launch: packs them into a kernel's arguments, and finds a block's tensor there. Includes CUDA,
 // and must include neither Paddle nor the formula.
 #pragma once

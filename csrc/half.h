@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Conversions between the 16-bit floating formats and float32, rounding to nearest even, the same bits on host and
 // device. Must not use Paddle's or the compiler's own half types: their rounding differs between versions and flags.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The door of dygraph: Python functions that take lists of tensors. Must not check a tensor (paddle_tensor.h) nor know
 // a step (paddle_op.cc).
 #include <string>

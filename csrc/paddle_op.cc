@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One step, from what Paddle hands over to the kernel's arguments. Two doors lead here: the operator `asgd_update_` of
 // static graphs, below, and dygraph's Python functions (paddle_module.cc). Must not compute, nor read a tensor itself
 // (paddle_tensor.h).

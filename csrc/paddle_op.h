@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What both doors hand over, and the functions behind them. Must not know how an operator or a Python function arrives.
 #pragma once
 

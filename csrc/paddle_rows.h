@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reads and checks a sparse gradient, which Paddle calls selected rows: one tensor of values, and for each of its rows
 // the row of the parameter that it belongs to. Must not add anything up (asgd_gradient.h).
 #pragma once

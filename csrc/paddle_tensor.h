@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reads and checks what Paddle hands over: the dimensions, dtype, place and memory of one tensor at a time. Must not
 // compute, launch, or know what a step is (paddle_op.cc). What is returned holds for one call: never keep a pointer.
 #pragma once

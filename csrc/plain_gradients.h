@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The one pass over an optimizer's parameters that a plain step begins with (shortcut.py): Python attributes only. Must
 // not look into a tensor, nor know what is done with the gradients.
 #pragma once

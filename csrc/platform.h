@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Macros that adapt functions to the compiler and the processor. Must not hold code, nor include anything.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // half.h's conversions for arrays on the CPU, by the processor's instructions where it has them. The same bits, except
 // that a signalling NaN may be widened to the quiet one that the first operation would make of it. Must not convert in
 // any third way.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fits a logistic regression with ASGD, SGD, Momentum and Adam, and measures how far above the smallest loss each ends.
 
     python examples/converge_exactly.py

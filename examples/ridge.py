@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Solves a ridge regression with ASGD to the accuracy of the closed form, and compares with scikit-learn's own SAG.
 
     python examples/ridge.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures how far SAG, the mistake of a shuffling loader, SGD, momentum and Adam end above the smallest possible loss.
 
     python examples/sag_convergence.py              # three problems, 50 passes, 3 seeds: about ten minutes

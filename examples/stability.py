@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds the largest learning rate at which ASGD is stable, for several orders, thetas and numbers of batches.
 
     python examples/stability.py               # n from 2 to 2,000: under three minutes on two cores

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trains a small convolutional network on scikit-learn's handwritten digits with ASGD, and again with SGD.
 
     python examples/train_digits.py

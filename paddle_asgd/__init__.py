@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
 from .sag.asgd import ASGD

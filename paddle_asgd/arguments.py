@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of what a user hands to an optimizer's constructor: types, ranges, duplicates.
 
 Each function returns the value in the form the optimizer keeps, or raises TypeError or ValueError with the argument's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Warnings that point at the user's line, however many calls of Paddle and of this package lie between."""
 
 from __future__ import annotations

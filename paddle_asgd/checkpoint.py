@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an optimizer's state_dict holds, and how one is matched, checked and copied in: all of it, or nothing.
 
 An entry's key is Paddle's: ``<parameter>[_fp32_master_0]_[<name>_]<state>_<number>``. Must not compute any state.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Single entries of a checkpoint: numbers, tensors and a scheduler's state, as they are written, read and checked.
 
 Must not know which parameter an entry belongs to (checkpoint.py).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory this process may still take, as Linux tells it. Must not decide what is too much."""
 
 from __future__ import annotations

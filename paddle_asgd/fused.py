@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FusedOptimizer: what any Paddle optimizer needs whose step is one native call. Knows no formula.
 
 The ways to a step in dygraph and in both kinds of static graph, GradScaler's protocol, sparse gradients, differences

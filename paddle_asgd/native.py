@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The only door to C++: finds the library, registers its operators, and has one documented function for each.
 
 No other file may import the library; and none of Paddle's Optimizer is known here.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each parameter is updated with: its group's options, its own, the optimizer's defaults, and which of them wins.
 
 Must not write anything onto a parameter, where the next optimizer would find it.

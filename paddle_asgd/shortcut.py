@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shortcut of a dygraph step: answers whether this step is like the last one, and with which gradients.
 
 Must not begin, take or end a step (fused.py); in the least doubt the answer is None, and the step goes the full way.

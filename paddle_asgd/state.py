@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tensors that an optimizer keeps for each parameter, in Paddle's own dictionaries and under Paddle's names.
 
 Creates, finds and drops them, and the float32 master weights of 16-bit parameters. Must not know any formula.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeps the default mode of ``paddle.jit.to_static`` out of this package: a traced function takes its steps in Python.
 
 That tracer simulates the bytecode of every function that is called. Paddle's own optimizers are exempt because their

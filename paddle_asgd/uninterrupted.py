@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes several changes as one, which an interrupt cannot divide. Must not know what is changed.
 
 Python handles a signal, such as Ctrl-C, between two of its own instructions. While C code runs there is none, so a

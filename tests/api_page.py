@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/api.md from the docstrings of the public names: ``python -m tests.api_page``.
 
 Must not say anything of its own about a name: what the page lacks belongs into the docstring.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every test starts from: dygraph mode, fixed seeds, its own names; and --no-shortcut, which sends all steps of
 dygraph the full way. Must not hold helpers (problems.py)."""
 

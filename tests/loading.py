@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data that the sampler's tests load, which tell of themselves which samples they are, and loaders of them.
 
 Must not hold tests nor what the sampler is expected to do beyond the order it announces.

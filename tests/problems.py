@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The problem that the tests train, in dygraph, in static graphs and in NumPy, and how they read an optimizer's state.
 
 Must not hold the method's formula (reference.py) nor any expectation.

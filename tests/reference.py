@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The judge: SAG in float64 NumPy, one line of code for one line of the formula. Must know nothing of the package, of
 Paddle, or of how either computes.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ground knows no formula: another optimizer of a few lines takes steps on it, in all modes, and resumes.
 
 Must not need the library's own kernels, nor anything of paddle_asgd.sag.

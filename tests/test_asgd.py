@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer in dygraph against the reference, all state after every step, by step() alone. Options are in
 test_options.py, other ways to a step in test_doors.py."""
 

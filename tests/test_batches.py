@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What FixedBatchSampler makes of its arguments: batches, orders, weights, parts for ranks, refusals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """paddle.optimizer.ASGD beside ours, one test for each row of the README's table "The built-in versus this".
 
 Every test asserts both sides. If it is the built-in's half that fails, Paddle has mended it: take the row out of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BatchIndexCallback under paddle.Model.fit: which index each step gets, and what is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving and loading: an interrupted run goes on bit for bit. What does not fit is in test_checkpoint_refusals.py.
 
 Exchange with paddle.optimizer.ASGD is not here, nor are static graphs, whose state Paddle saves."""

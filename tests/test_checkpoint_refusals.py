@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that do not fit: refused as a whole, by name, with everything as it was. The table is the test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contract of Paddle's and torch's optimizers: whatever shapes a step there shapes it here in the same way.
 
 With one batch, SAG is gradient descent, so Paddle's SGD is the other side of every comparison.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is written is true: examples run, public names say what they take, raise and do."""
 
 from __future__ import annotations
@@ -184,6 +185,20 @@ def test_arguments_are_explained_where_errors_are() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     arguments = {p for value in PUBLIC.values() for p in inspect.signature(value).parameters}
     assert [name for name in sorted(arguments) if f"`{name}`" not in page] == []
+
+
+def source_files() -> list[Path]:
+    """What is written in the repository's folders, and nothing that was built or drawn."""
+    folders = ("paddle_asgd", "csrc", "tests", "examples", "benchmarks")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    top = [path for path in (ROOT / "setup.py", ROOT / "Makefile", ROOT / ".ci" / "run") if path.exists()]
+    return [path for path in [*found, *top] if path.suffix in (".py", ".h", ".cc", ".cu", ".sh") or path in top]
+
+
+def test_source_files_name_their_licence() -> None:
+    files = source_files()
+    assert len(files) > 80
+    assert [named(path) for path in files if not SPDX.match(path.read_text())] == []
 
 
 def test_license() -> None:

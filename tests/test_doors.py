@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every way to a step, from step() with a closure to hapi, and the shortcut between the steps: all give the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The running sum d against the sum of the history y, over many steps and after what is not finite. What x becomes is
 not looked at; that is test_asgd.py's."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where two rules meet: refused first steps, things changed between two steps, clips with groups and sparse gradients.
 
 Single rules are tested beside their names; must not repeat them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random events between steps: the shortcut has the same bits, or the same refusal, as the full way to a step.
 
 ``--sequences=N`` sets how many sequences are drawn. What is right is judged elsewhere (test_asgd.py, test_groups.py).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each example runs alone, from any folder, and reaches what it claims. Must not know how an example is written."""
 
 from __future__ import annotations

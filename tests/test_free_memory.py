@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory there is to take, by machine and by control group, from folders made to look like Linux's."""
 
 from __future__ import annotations

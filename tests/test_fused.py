@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What else Paddle's own optimizers do: they serve Paddle's wrappers, change between two steps, and show what they are.
 
 Must not test options (test_options.py, test_groups.py), nor the plain ways to a step (test_doors.py)."""

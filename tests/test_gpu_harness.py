@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs of benchmarks/gpu, tried without a GPU: their cases, comparisons and report, and that nvcc takes them.
 
 Says nothing about a GPU: on the host the kernels' threads run one after the other.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameter groups, and who wins where an option is given twice. Against the reference, which gets the gradient that
 the options make. Single options are in test_options.py."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups that are added or edited after the constructor: trained from the next step on, or refused; never neither."""
 
 from __future__ import annotations

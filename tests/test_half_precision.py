@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """float16 and bfloat16 parameters against the reference: master weights, rounding, memory, skipped steps. The
 conversions by themselves are tests/native's."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of docs/design.md about who may import whom, and who may use Paddle's private attributes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint files between dygraph, static graphs, paddle.Model and paddle.distributed, with ours and with Paddle's own
 optimizers, which show what Paddle itself can do. What is in a state_dict is test_checkpoint.py's."""
 

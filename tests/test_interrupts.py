@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interrupts at any instruction of a step, of setting batch_index and of loading: as if refused, or taken whole.
 
 ``--interrupts=N`` sets how many instructions of each case are tried; 0 is every one of them. What a step computes is

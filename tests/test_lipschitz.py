@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step size search against the rule written once more, in NumPy; parameters that come back to the bit.
 
 What is refused is test_lipschitz_refusals.py's. Must not test the update (test_asgd.py) nor hold it (reference.py).

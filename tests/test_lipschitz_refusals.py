@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the step size search refuses: the promised exception, nothing written. The tables are the tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What steps do to memory: they take nothing of a parameter's size, and leak nothing however many they are.
 
 In processes of their own, whose memory nobody else uses. Must not test the size of the state (test_edges.py).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradients of several batches in one step under several batch indices: who is told, once, and who is not. What a step
 computes is tested in test_slots.py."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The door to C++: what it refuses at both of its sides, and how a library that is missing, broken or foreign is named.
 
 Must not test what a step computes (test_asgd.py)."""

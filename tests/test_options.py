@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the optimizer, its groups and the parameters themselves say about a step, against the reference in dygraph."""
 
 from __future__ import annotations

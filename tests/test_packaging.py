@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is packed: the sources that a build needs, and in the wheel what runs, and nothing else."""
 
 from __future__ import annotations

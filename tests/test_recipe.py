@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipe: fixed batches, reshuffled, theta = 0.3, and SGD's learning rate or a search for one.
 
 Must not hold the evidence for it (benchmarks/recipe.py), nor test the search's rule (test_lipschitz.py).

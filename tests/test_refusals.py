@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input at the constructor and at a step: the promised exception, its text with the culprit and the value, nothing
 written. The native call has its own table (test_native.py). Must not test what is accepted."""
 

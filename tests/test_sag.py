@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """On real data: how close to the minimum each order of the batches gets, and who is warned that slots do not match.
 
 Losses and gradients are NumPy's, to be quick, and the minima scikit-learn's. Must not know the formula of a step.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Passes of FixedBatchSampler through DataLoaders: which batch it is, however the loader runs ahead or is left."""
 
 from __future__ import annotations

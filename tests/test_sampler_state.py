@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a run of FixedBatchSampler stands: saved, carried, refused, and gone on with."""
 
 from __future__ import annotations

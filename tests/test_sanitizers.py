@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiles csrc without Paddle and runs the native tests: under sanitizers, and in builds that must agree in every bit.
 
 Must not compute anything of a step: that is done in tests/native, whose programs say what is wrong and exit with 1.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scikit-learn's ``sag`` solver, step for step: batches of one sample, drawn by its own generator, in float64."""
 
 from __future__ import annotations

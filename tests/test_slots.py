@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which slot a step uses and what it weighs: batch_index, batch_weights, theta and the norm, in every way to a step of
 dygraph. Static graphs and checkpoints are in test_slots_elsewhere.py."""
 

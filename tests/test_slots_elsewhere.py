@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """batch_index, batch_weights, theta and the norm in static graphs and in checkpoints. In dygraph: test_slots.py."""
 
 from __future__ import annotations

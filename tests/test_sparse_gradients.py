@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sparse gradients, as Embedding(sparse=True) has them: to the bit the step of the dense gradient that they stand for.
 
 Must not test Paddle's clips by value (test_edges.py), nor the kernel by itself (tests/native).

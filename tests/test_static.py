@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer in static graphs: PIR from Paddle 3 on, the older format on 2.6. What holds for any parameters and
 gradients is test_asgd.py's."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Static graphs as they are handled: saved, resumed, cloned, pruned, damaged. The numbers are test_static.py's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole step under ``paddle.jit.to_static`` in its default mode computes what Python alone computes.
 
 That mode follows Python where it can. With full_graph=True only Paddle 2.6 traces a step (test_fused.py)."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The watch: what variance_ratio is, when it warns and when not, and that it changes nothing. How the kernel samples is
 tested in tests/native."""
 

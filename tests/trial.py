@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer and the reference side by side, which most tests of dygraph are made of. Must not hold tests."""
 
 from __future__ import annotations

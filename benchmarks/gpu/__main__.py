@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds, checks and times the CUDA kernel in one go: ``python -m benchmarks.gpu --out DIR``. Needs no Paddle.
 
 Must not hold what is run (stages.py) nor how a report looks (report.py).

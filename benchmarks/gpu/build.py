@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the programs of ``native/`` with the kernels of csrc, for a GPU or, to try them, for the host.
 
 Must not import Paddle: where a GPU is, there may be none. The flags are those of setup.py, read and not run.

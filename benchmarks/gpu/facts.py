@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of the GPU and the kernel without timing: the machine, registers, occupancy. Changes no setting."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Packs what through_paddle.py needs into parts of less than 60 MB, for a machine with a GPU and no network: a Python, a
 # Paddle without its machine code for GPUs, what it imports, and paddle_asgd built for both. Changes nothing but OUT.
 #   pack_paddle.sh VENV SOURCE OUT    VENV with paddlepaddle-gpu; SOURCE a copy of this repository with _C.so built by it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turns results.json into the tables of README.md: the bars with their figures first. Must run nothing."""
 
 from __future__ import annotations

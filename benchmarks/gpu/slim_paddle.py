@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes a small copy of an installed paddlepaddle-gpu: no machine code for GPUs and no headers, from 2.8 GB to 0.5.
 
 It imports and computes on the CPU place. On a GPU none of Paddle's own kernels can run; copies between host and device

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is run, in which order and for how long at most. Must not know what a figure means (report.py)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paddle itself on a GPU that its own kernels have no code for: what of paddle_asgd runs there, and with which bits.
 
 Nothing here may need a kernel of Paddle's: tensors come from NumPy by copies. Each probe is a process of its own, for

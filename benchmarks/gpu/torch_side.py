@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What torch takes for a step of the same parameters, and what a profiler sees of ours; prints a line of JSON each.
 
 Run as a program, for a process that fails must not take the rest along: ``python -m benchmarks.gpu.torch_side --help``.

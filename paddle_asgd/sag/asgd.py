@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ASGD, the stochastic average gradient: the algorithm's arguments and state.
 
 Must not hold Paddle's plumbing (fused.py) nor the update itself (csrc/asgd_formula.h).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which samples make up which batch, in which order batches come, and what they weigh: arithmetic, and its checks.
 
 Must not ask a loader for batches, nor know where a run stands (sampler.py).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BatchIndexCallback: tells the optimizer under ``paddle.Model.fit`` which batch comes next.
 
 Must not know how batches are made (batches.py) nor what a step does with the index.

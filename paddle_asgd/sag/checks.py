@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of what a user hands to ASGD alone: the number of batches and theta, and whether the history fits into memory.
 
 Must not change what it checks. Checks that every optimizer needs are in arguments.py, those of one batch in slots.py.

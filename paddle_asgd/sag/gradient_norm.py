@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The norm of the whole gradient as far as the history knows it: gathers state, and leaves the sum to the native call.
 
 In static graphs the state lies in the scope, and is brought to the host first. Must not write the formula.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LipschitzSearch: the step size from the losses themselves, by the method's own line search.
 
 Must not know how a step is taken: it sets an optimizer's learning rate, and calls its step().

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the order of the batches asks of a learning rate, and which order it is, told from the batches' numbers.
 
 Must not know an optimizer or a search. The limits are derived in docs/learning-rate.md.

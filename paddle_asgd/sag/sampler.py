@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FixedBatchSampler: passes over batches that never change, each known by its number, and where a run stands in them.
 
 Must not know the optimizer, nor make up batches and orders (batches.py).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which slot of the history the next step uses: the batch index, who must give it, and the clocks that count the slots.
 
 Checks and bookkeeping of the host alone; the same for a device is in csrc/asgd_slots.h. Must not know a formula.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a step takes besides its tensors: which slot its batch has, what the batches weigh, theta, and the watch.
 
 Checks and keeps them, and brings each to where the native call wants it. Must not know how a step is taken (fused.py).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The watch over the slots: reads what the kernel samples, and warns where slots that do not fit their batches do harm.
 
 Must not wait for a device within a step. What is sampled, and how, is in csrc/asgd_watch.h.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The one way in which the native tests fail: a message with the place and the values, and exit status 1. Must not know
 // what is tested.
 #pragma once

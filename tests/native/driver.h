@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Makes tensors and steps, and hands them to the kernel that was chosen. Must not check anything but errors.
 #pragma once
 

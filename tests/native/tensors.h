@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tensors for the native tests: raw memory between guard bytes, filled from integers, read as double. Must not know
 // what a step does.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // asgd_formula.h on its own: which coefficients, which elements are refreshed. Must not run a kernel.
 #include <initializer_list>
 

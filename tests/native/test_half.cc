@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // half.h against conversions computed another way: ldexp and nearbyint in double, and the processor's own where it has
 // some; storage.h against half.h. `test_half all` takes every float32 instead of a selection (minutes). Must not
 // test the step.

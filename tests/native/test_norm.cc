@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // asgd_norm_cpu and asgd_norm_cuda: the squares of what the histories know of the gradient. Must not test the step.
 // `test_norm cpu` tests the CPU's kernel, `test_norm cuda` the other.
 #include "asgd_formula.h"

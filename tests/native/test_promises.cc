@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a step promises whatever its formula looks like: worked numbers, exact cases, found_inf, damaged counters. Must
 // not compute an expected value by asgd_formula.h. `test_promises cpu` tests the CPU's kernel, `test_promises cuda` the
 // other.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // asgd_slots.h on its own: which slot a step visits, which slots it takes for seen, and what they weigh together. Must
 // not run a kernel.
 #include <algorithm>

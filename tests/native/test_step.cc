@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A kernel driven with raw buffers: which memory it writes, and that each element gets what asgd_formula.h says. Must
 // not write the formula again. `test_step cpu` tests the CPU's kernel, `test_step cuda` the other; `test_step cpu
 // checksums` prints one line for each combination of types and mode instead, to compare kernels and builds.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What batch_index, batch_weights and theta promise whatever the formula looks like: worked numbers, and that each is
 // the plain step where it says the same. Must not compute an expected value by asgd_formula.h. `test_variants cpu`
 // tests the CPU's kernel, `test_variants cuda` the other.

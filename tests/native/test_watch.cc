@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The watch (asgd_watch.h): which elements it samples, what it adds up, and that no step depends on it; and what an
 // index out of range does. Must not check what a step computes. `test_watch cpu` tests the CPU's kernel, `test_watch
 // cuda` the other.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whether the GPU's kernel gives the bits of the CPU's: every combination of types and mode, sizes, offsets, many
 // tensors, long histories, special numbers, steps that must change nothing. A line of JSON for each check, exit status
 // 1 for a difference. `check_bits [quick] [exact] [flip]`: fewer cases; no guard bytes, for a memory checker; one bit

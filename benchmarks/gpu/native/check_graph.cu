@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whether a step captured into a CUDA graph and replayed gives the bits of as many steps of the CPU's kernel, and what
 // the graph consists of: capture refuses allocation and synchronisation, and the kinds of nodes are counted.
 #include "twin.h"

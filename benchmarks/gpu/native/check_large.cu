@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whether a tensor of more elements than 32 bits count, 2^31 + 1 of bfloat16 with two slots, gets the CPU's bits: all
 // of them. Takes 26 GB on either side. `check_large [elements]`.
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Device memory, and the one way in which the programs here report: a line of JSON for each check. Must not know what
 // is checked.
 #pragma once

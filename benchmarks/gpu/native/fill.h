@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Memory full of finite numbers that any dtype can be read from, the same on host and device. Must not know what they
 // are for.
 #pragma once

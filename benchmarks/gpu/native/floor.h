@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The floor of a step: moves the bytes that a step must move, packed into launches and chunks as the step is, and
 // computes nothing. Everything but the history is written as it was. Must not know the formula.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The step of tensors alike for whoever loads this as a shared library, in order to look at it with a profiler. Must
 // not allocate or wait.
 #include <cstdint>

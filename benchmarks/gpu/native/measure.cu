@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Times a step, the floor of its bytes and a copy of as many, with events of CUDA. Reads cases from a file, a line
 // each: name, dtype, n, number of samples, then the tensors' sizes. Prints a line of JSON for each figure; asserts
 // nothing.

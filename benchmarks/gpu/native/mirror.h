@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The tensors of tests/native on the device: the same bytes, aligned alike, between guard bytes, and their comparison
 // with what the CPU's kernel made of the host's. Must not know what a step does.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One optimizer twice: its tensors on the host, stepped by the CPU's kernel, and on the device, stepped by the other.
 // Each step gives its numbers by value or in tensors, in turn. Must not say which cases there are.
 #pragma once

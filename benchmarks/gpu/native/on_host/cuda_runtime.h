@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // As much of CUDA as the programs here use, on the host: memory is the host's, streams run at once, and a captured
 // graph is a list of launches to run again. Serves to try the programs where no GPU is; says nothing about a GPU.
 #pragma once
