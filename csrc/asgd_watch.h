@@ -16,8 +16,9 @@
 
 namespace paddle_asgd {
 
-// How many whole passes are kept: the last, and the four before it, with the first of which its spread is compared.
-constexpr int64_t kPassesKept = 5;
+// How many whole passes are kept: the eight that the host judges, and the one before them, with whose spread theirs are
+// compared.
+constexpr int64_t kPassesKept = 9;
 
 // What the watch keeps between steps: [kWatchSize] of double, so that one tensor holds it on any device.
 enum WatchEntry {

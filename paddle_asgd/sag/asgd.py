@@ -67,9 +67,9 @@ class ASGD(FusedOptimizer):
             the learning rate, and raises that of a fixed order two- to threefold. A number of at least 0, or, in
             dygraph, a callable that returns one. It is given the number of steps before this one, which includes those
             that an Inf kept from being taken.
-        watch: sample whether the stored gradients fit their batches, and warn (``SlotMismatchWarning``) if in two
-            passes in a row they do not and the gradients' spread has stopped falling. Of several groups with options of
-            their own, the largest is sampled. A ``batch_num`` that is a multiple of the right one is never noticed.
+        watch: sample whether the stored gradients fit their batches, and warn (``SlotMismatchWarning``) if in most
+            of the last eight passes they do not and the gradients' spread has stopped falling. Of several groups with
+            options of their own, the largest is sampled. A ``batch_num`` that is a multiple of the right one is never noticed.
             Costs up to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None is True in dygraph. In static
             graphs it is True only if a ``batch_index`` is used, because it adds a variable, which
             ``paddle.static.load`` does not find in files of Paddle's own optimizer.
@@ -198,7 +198,7 @@ class ASGD(FusedOptimizer):
         """``sum |g - y_i|^2 / sum |g - d / seen|^2`` over the last whole pass, sampled; None if there is none yet.
 
         Towards 0 the stored gradients are right, about 2 they have nothing to do with their batches. Reading it waits
-        for the device. In static graphs the warning, too, comes from here: each reading judges the last five passes.
+        for the device. In static graphs the warning, too, comes from here: each reading judges the last nine passes.
         A ``batch_num`` that is a multiple of the right one gives 0 as well.
 
         Source: A. Defazio, L. Bottou, "On the Ineffectiveness of Variance Reduced Optimization for Deep Learning",

@@ -16,13 +16,15 @@ from .slots import BatchIndex, SlotMismatchWarning
 
 #: What the kernel keeps, in the order of its enum WatchEntry; behind these, the first three of the last whole passes.
 ENTRIES = ("replaced", "centred", "sampled", "steps", "passes", "refusals", "refused_index")
-PASSES_KEPT = 5
+PASSES_JUDGED = 8
+PASSES_KEPT = PASSES_JUDGED + 1
 WATCH_SIZE = len(ENTRIES) + 3 * PASSES_KEPT
-#: In the first passes x moves so far that the last gradient of any batch is out of date.
-PASSES_IGNORED = 3
-#: The spread of right slots' gradients goes on falling; that of wrong ones stops at a floor. It must have fallen to
-#: less than this part within PASSES_KEPT - 1 passes.
-STILL_FALLING = 0.7
+#: Of the passes that are judged, the last and at least so many in all must exceed the threshold: with few batches the
+#: ratio of wrong slots swings below it now and then.
+PASSES_ABOVE = 5
+#: The spread of right slots' gradients goes on falling; that of wrong ones stops at a floor. If any pass that is judged
+#: has less than this part of the spread of the pass before them, it is still falling.
+STILL_FALLING = 0.5
 
 
 def threshold(n: int) -> float:
@@ -129,14 +131,15 @@ class Watch:
             "its enumerate(loader))"
         )
         warn(
-            "ASGD: in two passes in a row the gradients stored for the batches told less about the next ones than the "
-            f"mean of all gradients does (variance_ratio {ratio:.2g}; near 0 they fit, near 2 they have nothing to do "
-            "with the batches), and the spread of the gradients has stopped falling. To tell the causes apart, train a "
-            "few passes with set_lr(0): variance_ratio falls towards 0 if every slot has its batch. "
+            f"ASGD: in most of the last {PASSES_JUDGED} passes the gradients stored for the batches told less about "
+            f"the next ones than the mean of all gradients does (variance_ratio {ratio:.2g}; near 0 they fit, near 2 "
+            "they have nothing to do with the batches), and the spread of the gradients has stopped falling. To tell "
+            "the causes apart, train a few passes with set_lr(0): variance_ratio falls towards 0 if every slot has its "
+            "batch. "
             f"If it does not, either slots and batches do not match: {wrong_index}, or batch_num={self._n} is not the "
             "number of batches; or a batch's gradient changes between passes by augmentation or dropout, and SGD suits "
             "better. If it does, the learning rate is probably at the limit that a fixed or reshuffled order sets: "
-            "theta=0.2 lifts most of it, and order='replacement' has none. Batches that are much alike are harmless.",
+            "theta=0.3 lifts most of it, and order='replacement' has none. Batches that are much alike are harmless.",
             SlotMismatchWarning,
         )
 
@@ -151,14 +154,13 @@ def last_pass(values: np.ndarray, back: int = 0) -> Pass:
 def does_harm(values: np.ndarray, n: int) -> bool:
     """Whether the kernel's numbers speak of wrong slots that keep the steps from converging.
 
-    Both of the last passes exceed the threshold, and no spread is well below that of the first pass kept: one that
-    swings is not at a floor.
+    Most of the passes that are judged exceed the threshold, the last among them, and the spread of none is well below
+    that of the pass before them.
     """
-    if n == 1 or values[ENTRIES.index("passes")] < PASSES_IGNORED + 2:
+    if n == 1 or values[ENTRIES.index("passes")] < PASSES_KEPT:
         return False
-    last = last_pass(values)
-    ratios = (last.ratio, last_pass(values, 1).ratio)
-    if any(ratio is None or ratio <= threshold(n) for ratio in ratios):
+    *judged, before = (last_pass(values, back) for back in range(PASSES_KEPT))
+    above = [pass_.ratio is not None and pass_.ratio > threshold(n) for pass_ in judged]
+    if not above[0] or sum(above) < PASSES_ABOVE:
         return False
-    floor = STILL_FALLING * last_pass(values, PASSES_KEPT - 1).spread
-    return all(last_pass(values, back).spread > floor for back in range(PASSES_KEPT - 1))
+    return all(pass_.spread > STILL_FALLING * before.spread for pass_ in judged)

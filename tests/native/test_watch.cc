@@ -57,13 +57,13 @@ void check_entries() {
   close_step(watch, 3);
   const double kExpected[kWatchSize] = {0, 0, 0, 0, 1, 2, 11, 3, 5, 7};
   for (int i = 0; i < kWatchSize; ++i) CHECK(watch[i] == kExpected[i], "entry %d: %g", i, watch[i]);
-  // Seven passes, of which the last five are kept; the sixth is where the first was.
-  for (int pass = 2; pass <= 7; ++pass) {
+  // Eleven passes, of which the last nine are kept; the tenth and the eleventh are where the first two were.
+  for (int pass = 2; pass <= 11; ++pass) {
     for (int i = 0; i < 3; ++i) watch[kReplaced + i] = 10 * pass + i;
     for (int step = 0; step < 3; ++step) close_step(watch, 3);
   }
-  const double kKeptExpected[kWatchSize] = {0,  0,  0,  0,  7,  2,  11, 60, 61, 62, 70,
-                                            71, 72, 30, 31, 32, 40, 41, 42, 50, 51, 52};
+  const double kKeptExpected[kWatchSize] = {0,  0,  0,  0,  11, 2,  11, 100, 101, 102, 110, 111, 112, 30, 31, 32, 40,
+                                            41, 42, 50, 51, 52, 60, 61, 62,  70,  71,  72,  80,  81,  82, 90, 91, 92};
   for (int i = 0; i < kWatchSize; ++i) CHECK(watch[i] == kKeptExpected[i], "entry %d: %g", i, watch[i]);
 }
 
