@@ -113,7 +113,7 @@ def test_sag_convergence(tmp_path: Path) -> None:
     assert excess["SAG, replacement"] < 1e-5
     assert max(excess[name] for name in right) < min(excess[name] for name in excess if name not in right)
     warned = {name: when for name, _, when in rows}
-    assert warned.pop("SAG, shuffle=True, no batch_index") == "pass 5"
+    assert warned.pop("SAG, shuffle=True, no batch_index") == "pass 10"
     assert set(warned.values()) == {"never"}
     assert [path.name for path in tmp_path.iterdir()] == ["sag_convergence.png"]
     assert (tmp_path / "sag_convergence.png").read_bytes().startswith(PNG)

@@ -157,8 +157,9 @@ def does_harm(values: np.ndarray, n: int) -> bool:
     Most of the passes that are judged exceed the threshold, the last among them, and the spread of none is well below
     that of the pass before them.
     """
-    if n == 1 or values[ENTRIES.index("passes")] < PASSES_KEPT:
+    if n == 1:
         return False
+    # A row that no pass has left yet has a spread of NaN, which no comparison below accepts.
     *judged, before = (last_pass(values, back) for back in range(PASSES_KEPT))
     above = [pass_.ratio is not None and pass_.ratio > threshold(n) for pass_ in judged]
     if not above[0] or sum(above) < PASSES_ABOVE:
