@@ -69,9 +69,9 @@ class ASGD(FusedOptimizer):
             that an Inf kept from being taken.
         watch: sample whether the stored gradients fit their batches, and warn (``SlotMismatchWarning``) if in most
             of the last eight passes they do not and the gradients' spread has stopped falling. Of several groups with
-            options of their own, the largest is sampled. A ``batch_num`` that is a multiple of the right one is never noticed.
-            Costs up to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None is True in dygraph. In static
-            graphs it is True only if a ``batch_index`` is used, because it adds a variable, which
+            options of their own, the largest is sampled. A ``batch_num`` that is a multiple of the right one is never
+            noticed. Costs up to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None is True in dygraph. In
+            static graphs it is True only if a ``batch_index`` is used, because it adds a variable, which
             ``paddle.static.load`` does not find in files of Paddle's own optimizer.
 
     Raises:
