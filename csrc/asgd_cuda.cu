@@ -4,9 +4,9 @@
 // captured.
 #include <cstdint>
 
+#include "asgd_launch.h"
 #include "asgd_step.h"
 #include "asgd_watch.h"
-#include "cuda_launch.h"
 
 namespace paddle_asgd {
 namespace {
@@ -192,8 +192,8 @@ __device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step) {
 
 // Four blocks a multiprocessor: without the demand the compiler gives float64 so few registers that its loads of the
 // history wait for each other, and with one for more blocks it spills.
-template <typename P, typename G, typename T>
-__global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+template <typename P, typename G, typename T, int kBytes>
+__global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
   if (!takes_step(step)) return;
   const int index = find_tensor(launch, blockIdx.x);
@@ -218,8 +218,8 @@ __global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GR
 
 // A launch of its own, before step_tensors changes what is compared: there it would cost every block its registers.
 // One thread takes one run. The order of these sums differs from run to run, and no step depends on them.
-template <typename G, typename T>
-__global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+template <typename G, typename T, int kBytes>
+__global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
   if (!takes_step(step)) return;
   const int64_t windows = launch.first_block[launch.count], stride = watch_stride(windows);
@@ -247,7 +247,8 @@ __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
 }
 
 // A launch of its own: within step_tensors some block might still have to read a clock that another advanced.
-__global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+template <int kBytes>
+__global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
   const bool takes = takes_step(step), watches = launch.last && step.watch != nullptr && threadIdx.x == 0;
   if (!takes) {
@@ -262,25 +263,26 @@ __global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   if (watches) close_step(step.watch, step.batch_num);
 }
 
-template <typename P, typename G, typename T>
-cudaError_t enqueue(const Launch& launch, cudaStream_t stream) {
+template <typename P, typename G, typename T, int kBytes>
+cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
   // No tensor, or none with an element: a launch of no blocks is an error in CUDA.
   if (blocks > 0) {
     if (launch.step.watch != nullptr) {
       const int64_t runs = (blocks + watch_stride(blocks) - 1) / watch_stride(blocks);
       const int32_t watchers = static_cast<int32_t>((runs + kThreads - 1) / kThreads);
-      watch_slots<G, T><<<watchers, kThreads, 0, stream>>>(launch);
+      watch_slots<G, T, kBytes><<<watchers, kThreads, 0, stream>>>(launch);
     }
-    step_tensors<P, G, T><<<blocks, kThreads, 0, stream>>>(launch);
+    step_tensors<P, G, T, kBytes><<<blocks, kThreads, 0, stream>>>(launch);
   }
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess || launch.count == 0) return error;
-  advance_clocks<<<1, kThreads, 0, stream>>>(launch);
+  advance_clocks<kBytes><<<1, kThreads, 0, stream>>>(launch);
   return cudaGetLastError();
 }
 
-cudaError_t enqueue(const Launch& launch, DType param, DType grad, cudaStream_t stream) {
+template <int kBytes>
+cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, DType param, DType grad, cudaStream_t stream) {
   const bool grad32 = grad == DType::kFloat32;
   switch (param) {
     case DType::kFloat64:
@@ -308,8 +310,8 @@ __device__ inline void add_of_warp(double* total, double value) {
   atomicAdd(total, value);
 }
 
-template <typename P, typename T>
-__global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT Launch launch, double* total) {
+template <typename P, typename T, int kBytes>
+__global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch, double* total) {
   const StepArgs& step = launch.step;
   const double weight_decay = load(step.weight_decay);
   double sum = 0;
@@ -329,14 +331,15 @@ __global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT Launch launch, doubl
   add_of_warp(total, sum);
 }
 
-template <typename P, typename T>
-cudaError_t enqueue_norm(const Launch& launch, double* sum, cudaStream_t stream) {
+template <typename P, typename T, int kBytes>
+cudaError_t enqueue_norm(const AsgdLaunch<kBytes>& launch, double* sum, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
-  if (blocks > 0) add_squares<P, T><<<min(blocks, kNormBlocks), kThreads, 0, stream>>>(launch, sum);
+  if (blocks > 0) add_squares<P, T, kBytes><<<min(blocks, kNormBlocks), kThreads, 0, stream>>>(launch, sum);
   return cudaGetLastError();
 }
 
-cudaError_t enqueue_norm(const Launch& launch, DType param, double* sum, cudaStream_t stream) {
+template <int kBytes>
+cudaError_t enqueue_norm(const AsgdLaunch<kBytes>& launch, DType param, double* sum, cudaStream_t stream) {
   switch (param) {
     case DType::kFloat64:
       return enqueue_norm<double, double>(launch, sum, stream);
@@ -360,7 +363,7 @@ const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
       for (const auto& types : kTypes) {
         const bool closes = step.count > 0 && is_of(step.tensors[step.count - 1], types);
         if (error != cudaSuccess || closes != last) continue;
-        error = for_each_launch(step, types, [&](const Launch& launch) {
+        error = for_each_launch(step, types, [&](const auto& launch) {
           return enqueue(launch, types[0], types[1], static_cast<cudaStream_t>(stream));
         });
       }
@@ -374,7 +377,7 @@ const char* asgd_norm_cuda(const StepArgs& step, double* sum, int device, void* 
     cudaError_t error = cudaSuccess;
     for (const auto& types : kTypes) {
       if (error != cudaSuccess) return error;
-      error = for_each_launch(step, types, [&](const Launch& launch) {
+      error = for_each_launch(step, types, [&](const auto& launch) {
         return enqueue_norm(launch, types[0], sum, static_cast<cudaStream_t>(stream));
       });
     }

@@ -115,7 +115,7 @@ void check_every_step() {
 void check_many_tensors() {
   for (const Mode& mode : {kModes[0], kModes[10]}) {
     Plan plan(mode, 3, 2);
-    const Tensors tensors = make_many(1203, 3, &plan.random, mode.indexed);
+    const Tensors tensors = make_many(2603, 3, &plan.random, mode.indexed);
     check_steps(tensors, &plan, 7);
   }
 }
