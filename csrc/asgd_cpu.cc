@@ -134,34 +134,37 @@ constexpr SumFunction kSum[][4] = {
     {sum_float32, sum_float64, sum_float16, sum_bfloat16},
     {sum_float32_weighted, sum_float64_weighted, sum_float16_weighted, sum_bfloat16_weighted}};  // by DType
 
-// The sums of a range, anew. A theta has moved x already: by d and y_i as they were.
+// The sums of at most one unit, anew. A theta has moved x already: by d and y_i as they were.
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void refresh(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c, Range range,
-                                SumFunction sum, int64_t n, const double* weights) {
-  for (int64_t begin = range.begin; begin < range.end; begin += kRefreshUnit) {
-    const int64_t length = std::min(kRefreshUnit, range.end - begin);
-    G room[kRefreshUnit];
-    const G* grad = gradient.stretch(begin, length, room);
-    std::copy(grad, grad + length, t.y_i + begin);
-    double sums[kRefreshUnit] = {};
-    sum(sums, t.y, begin, weights, n, t.numel, length);
-    T* d = t.d + begin;
-    for (int64_t j = 0; j < length; ++j) d[j] = static_cast<T>(sums[j]);
-    if (kTheta) continue;
-    T wide[kRefreshUnit];
-    T* x = widen_weights<kMaster>(t, begin, length, wide);
-    for (int64_t j = 0; j < length; ++j) x[j] = descend<T>(x[j], d[j], c);
-    round_weights(t, begin, length, x);
-  }
+PADDLE_ASGD_INLINE void refresh_unit(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
+                                     Range fresh, SumFunction sum, int64_t n, const double* weights) {
+  const int64_t begin = fresh.begin, length = fresh.end - fresh.begin;
+  G room[kRefreshUnit];
+  const G* grad = gradient.stretch(begin, length, room);
+  std::copy(grad, grad + length, t.y_i + begin);
+  double sums[kRefreshUnit] = {};
+  sum(sums, t.y, begin, weights, n, t.numel, length);
+  T* d = t.d + begin;
+  for (int64_t j = 0; j < length; ++j) d[j] = static_cast<T>(sums[j]);
+  if (kTheta) return;
+  T wide[kRefreshUnit];
+  T* x = widen_weights<kMaster>(t, begin, length, wide);
+  for (int64_t j = 0; j < length; ++j) x[j] = descend<T>(x[j], d[j], c);
+  round_weights(t, begin, length, x);
 }
 
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c, Range fresh,
-                                   SumFunction sum, int64_t n, const double* weights) {
-  // The direction of SAG takes d as it will be, and so leaves the fresh elements to refresh().
-  const Range before{0, kTheta ? t.numel : fresh.begin}, behind{kTheta ? t.numel : fresh.end, t.numel};
-  for (const Range& range : {before, behind}) update_range<P, G, T, kMaster, kTheta>(t, gradient, c, range);
-  refresh<P, G, T, kMaster, kTheta>(t, gradient, c, fresh, sum, n, weights);
+PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
+                                   const Refresh& refresh, SumFunction sum, int64_t n, const double* weights) {
+  int64_t begin = 0;
+  for (int64_t span = refresh.first; span < refresh.last; ++span) {
+    const Range fresh = refreshed_in(refresh, span, t.numel);
+    // The direction of SAG takes d as it will be, and so leaves the fresh elements to refresh_unit().
+    update_range<P, G, T, kMaster, kTheta>(t, gradient, c, Range{begin, kTheta ? fresh.end : fresh.begin});
+    if (fresh.begin < fresh.end) refresh_unit<P, G, T, kMaster, kTheta>(t, gradient, c, fresh, sum, n, weights);
+    begin = fresh.end;
+  }
+  update_range<P, G, T, kMaster, kTheta>(t, gradient, c, Range{begin, t.numel});
 }
 
 template <typename P, typename G, typename T, bool kMaster>
@@ -169,14 +172,14 @@ PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const Visit& visit, dou
   const int64_t n = step.batch_num;
   const double* weights = step.batch_weights;
   const Coefficients<T> c = coefficients_of<T>(step, visit, seen);
-  const Range fresh = refresh_range(*t.m, n, t.numel);
+  const Refresh refresh = refresh_of(*t.m, n, t.numel);
   const Typed<P, G, T> tensor = typed<P, G, T>(t, visit.slot);
   const Gradient<G> gradient = gradient_of<G>(t, step);
   const SumFunction sum = kSum[weights != nullptr][static_cast<int>(t.grad_dtype)];
   if (step.has_theta) {
-    update_all<P, G, T, kMaster, true>(tensor, gradient, c, fresh, sum, n, weights);
+    update_all<P, G, T, kMaster, true>(tensor, gradient, c, refresh, sum, n, weights);
   } else {
-    update_all<P, G, T, kMaster, false>(tensor, gradient, c, fresh, sum, n, weights);
+    update_all<P, G, T, kMaster, false>(tensor, gradient, c, refresh, sum, n, weights);
   }
   advance(t.m, visit, step.batch_index.given);
 }

@@ -21,6 +21,7 @@ constexpr bool kThreadsWait = false;
 __device__ inline void block_barrier() {}
 #endif
 static_assert(kChunk == kWatchWindow, "the watch counts blocks for windows");
+static_assert(kChunk == kRefreshSpan, "a block's elements are a span");
 
 // As many elements as fill 16 bytes of the narrowest storage type, loaded and stored in 16-byte accesses.
 template <typename S, int kCount>
@@ -175,7 +176,7 @@ __device__ bool takes_step(const StepArgs& step) {
   return !step.batch_index.given || in_range(load(step.batch_index), step.batch_num);
 }
 
-// What one step needs to know of one tensor besides where it lies.
+// What a block needs to know of its tensor besides where it lies.
 template <typename T>
 struct Prepared {
   int64_t slot;
@@ -184,9 +185,9 @@ struct Prepared {
 };
 
 template <typename T>
-__device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step) {
+__device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step, int64_t span) {
   const Visit visit = visit_of(t, step);
-  return Prepared<T>{visit.slot, refresh_range(*t.m, step.batch_num, t.numel),
+  return Prepared<T>{visit.slot, refreshed_in(refresh_of(*t.m, step.batch_num, t.numel), span, t.numel),
                      coefficients_of<T>(step, visit, divisor(visit, t, step))};
 }
 
@@ -198,22 +199,22 @@ __global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GR
   if (!takes_step(step)) return;
   const int index = find_tensor(launch, blockIdx.x);
   const TensorArgs& t = launch.tensors[index];
+  const int64_t span = static_cast<int64_t>(blockIdx.x) - launch.first_block[index];
   // Divisions, loads that wait for each other, and in a weighted first pass a loop over the slots: once for a block.
   // The pointers stay with the arguments, where the compiler knows that they lead to global memory.
   __shared__ Prepared<T> shared;
-  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step);
+  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step, span);
   block_barrier();
   const Prepared<T> prepared = shared;
   const Work<P, G, T> work{
       typed<P, G, T>(t, prepared.slot), step.batch_num, step.batch_weights, step.has_theta, prepared.fresh, prepared.c};
-  const int64_t begin = (static_cast<int64_t>(blockIdx.x) - launch.first_block[index]) * kChunk;
-  const int64_t end = min(begin + kChunk, t.numel);
+  const int64_t begin = span * kChunk;
   constexpr int kNarrowest = sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G);
-  work.template update_range<16 / kNarrowest, false>(begin, end);
+  work.template update_range<16 / kNarrowest, false>(begin, min(begin + kChunk, t.numel));
   // In a loop of its own, whose vectors are so short that every thread of the block has one of a unit, and that eight
   // slots of them fit into its registers.
-  const int64_t fresh_begin = max(begin, prepared.fresh.begin), fresh_end = min(end, prepared.fresh.end);
-  if (fresh_begin < fresh_end) work.template update_range<16 / sizeof(T), true>(fresh_begin, fresh_end);
+  const Range fresh = prepared.fresh;
+  if (fresh.begin < fresh.end) work.template update_range<16 / sizeof(T), true>(fresh.begin, fresh.end);
 }
 
 // A launch of its own, before step_tensors changes what is compared: there it would cost every block its registers.

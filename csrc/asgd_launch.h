@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The launches of SAG's kernels: its arguments in cuda_launch.h, sorted by storage types. Must not hold a kernel.
 #pragma once
 

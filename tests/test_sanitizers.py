@@ -40,6 +40,7 @@ DRIVEN = ("step", "promises", "variants", "watch", "norm")
 PROGRAMS = [
     "half",
     "formula",
+    "refresh",
     "slots",
     "launch",
     *(f"{name} {kernel}" for name in DRIVEN for kernel in ("cpu", "cuda")),

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // cuda_launch.h on its own, with the arguments of no optimizer: which tensors a launch holds, how long its arguments
 // are, and which tensor a block finds. Must not run a kernel.
 #include <vector>
