@@ -39,6 +39,7 @@ struct Work {
   Range fresh;
   Coefficients<T> c;
 
+  // An access to a Vector at an address that is no multiple of its alignment faults, so the caller says which it is.
   template <int kCount, bool kAligned>
   __device__ static Vector<G, kCount> stored_at(const G* y) {
     if constexpr (kAligned) {
@@ -84,6 +85,7 @@ struct Work {
     }
   }
 
+  // In double and in the order of the slots, as on the CPU: another order would give other bits.
   template <int kCount>
   __device__ Vector<T, kCount> refreshed_sum(int64_t e) const {
     double sum[kCount] = {};
@@ -107,6 +109,7 @@ struct Work {
     auto old = *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e);
     Vector<T, kCount> x;
     Vector<P, kCount> rounded;
+    // A 16-bit parameter with a master weight is not read: its value follows from the master, and the bytes are saved.
     if (t.master != nullptr) {
       x = *reinterpret_cast<Vector<T, kCount>*>(t.master + e);
     } else {
@@ -117,6 +120,7 @@ struct Work {
     // Behind the loads: it waits for g, and no load may overtake a store that might change what it reads. Before the
     // history is read, of which it is a part.
     *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e) = g;
+    // Before `sum` changes: with a theta x moves by d as it was, without one by d as it will be.
     if (has_theta) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
@@ -146,6 +150,7 @@ struct Work {
   template <int kCount, bool kFresh>
   __device__ void update_range(int64_t begin, int64_t end) const {
     int64_t scalar_begin = begin;
+    // A chunk begins at a multiple of every vector, so one test of the tensors' addresses is enough.
     if (aligned()) {
       scalar_begin = begin + (end - begin) / kCount * kCount;
 #pragma unroll 1
@@ -211,6 +216,7 @@ __global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GR
   const int64_t begin = span * kChunk;
   constexpr int kNarrowest = sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G);
   work.template update_range<16 / kNarrowest, false>(begin, min(begin + kChunk, t.numel));
+  // The two loops take different elements, so no barrier stands between them.
   // In a loop of its own, whose vectors are so short that every thread of the block has one of a unit, and that eight
   // slots of them fit into its registers.
   const Range fresh = prepared.fresh;
@@ -223,6 +229,7 @@ template <typename G, typename T, int kBytes>
 __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
   if (!takes_step(step)) return;
+  // The blocks of step_tensors are the windows of the watch, as asserted above, so first_block counts both.
   const int64_t windows = launch.first_block[launch.count], stride = watch_stride(windows);
   const int64_t first = slot_of_step(*launch.tensors[0].m, stride);
   const int64_t window = first + (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * stride;
@@ -230,6 +237,7 @@ __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> l
   const int index = find_tensor(launch, static_cast<int32_t>(window));
   const TensorArgs& t = launch.tensors[index];
   const Visit visit = visit_of(t, step);
+  // What a slot holds before its first visit is no gradient, and says nothing about the next one.
   if (!visit.seen_before) return;
   const int64_t begin = watch_begin(window - launch.first_block[index], *t.m, t.numel);
   const int64_t end = min(begin + kWatchRun, t.numel);
@@ -242,6 +250,7 @@ __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> l
     sum_replaced += added.replaced;
     sum_centred += added.centred;
   }
+  // At most kWatchRuns threads of a launch come here: too few to pay for a reduction.
   atomicAdd(&step.watch[kReplaced], sum_replaced);
   atomicAdd(&step.watch[kCentred], sum_centred);
   atomicAdd(&step.watch[kSampled], static_cast<double>(end - begin));
@@ -253,10 +262,12 @@ __global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes
   const StepArgs& step = launch.step;
   const bool takes = takes_step(step), watches = launch.last && step.watch != nullptr && threadIdx.x == 0;
   if (!takes) {
+    // A step that found an Inf is no refusal, whatever its index is.
     const bool skipped = step.found_inf != nullptr && *step.found_inf;
     if (watches && !skipped) refuse_index(step.watch, load(step.batch_index));
     return;
   }
+  // One block is enough: there is one clock a tensor. Only the last launch of a step may count it in the watch.
   for (int t = threadIdx.x; t < launch.count; t += blockDim.x) {
     const TensorArgs& tensor = launch.tensors[t];
     advance(tensor.m, visit_of(tensor, step), step.batch_index.given);
@@ -269,6 +280,7 @@ cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
   // No tensor, or none with an element: a launch of no blocks is an error in CUDA.
   if (blocks > 0) {
+    // Kernels of one stream run one after the other, so the watch still sees what step_tensors replaces.
     if (launch.step.watch != nullptr) {
       const int64_t runs = (blocks + watch_stride(blocks) - 1) / watch_stride(blocks);
       const int32_t watchers = static_cast<int32_t>((runs + kThreads - 1) / kThreads);
@@ -276,6 +288,7 @@ cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
     }
     step_tensors<P, G, T, kBytes><<<blocks, kThreads, 0, stream>>>(launch);
   }
+  // The clocks must not advance over a step that was not taken.
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess || launch.count == 0) return error;
   advance_clocks<kBytes><<<1, kThreads, 0, stream>>>(launch);
@@ -284,6 +297,7 @@ cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
 
 template <int kBytes>
 cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, DType param, DType grad, cudaStream_t stream) {
+  // No case is the default, so that the compiler warns of a type that is missing.
   const bool grad32 = grad == DType::kFloat32;
   switch (param) {
     case DType::kFloat64:
@@ -314,8 +328,10 @@ __device__ inline void add_of_warp(double* total, double value) {
 template <typename P, typename T, int kBytes>
 __global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch, double* total) {
   const StepArgs& step = launch.step;
+  // Loaded here, for the host may not know it.
   const double weight_decay = load(step.weight_decay);
   double sum = 0;
+  // All threads of a block stay together, `continue` included, as add_of_warp() needs it.
   for (int32_t block = blockIdx.x; block < launch.first_block[launch.count]; block += kNormBlocks) {
     const int index = find_tensor(launch, block);
     const TensorArgs& t = launch.tensors[index];
@@ -376,6 +392,7 @@ const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
 const char* asgd_norm_cuda(const StepArgs& step, double* sum, int device, void* stream) {
   return on_device(device, [&]() {
     cudaError_t error = cudaSuccess;
+    // The order of the launches does not matter: each adds to the same sum.
     for (const auto& types : kTypes) {
       if (error != cudaSuccess) return error;
       error = for_each_launch(step, types, [&](const auto& launch) {
