@@ -88,9 +88,13 @@ def test_shrinking_gradients() -> None:
 @pytest.mark.parametrize("start", [0, 350, 437])
 @pytest.mark.parametrize("size", [SIZE, LARGE])
 def test_what_entered_once_leaves_no_trace(bad: float, start: int, size: int) -> None:
-    """Its slot is overwritten n steps later, and after one refresh more the sum knows nothing of it."""
+    """Its slot is overwritten n steps later, and after one refresh more the sum knows nothing of it.
+
+    The large tensor's gradients are multiples of 1/4, whose sums are exact: nothing but a trace can be left.
+    """
     random = np.random.default_rng(3)
-    grads = pool(lambda: random.normal(0, 1, size), 101)
+    exact = size == LARGE
+    grads = pool(lambda: random.integers(-8, 8, size) / 4 if exact else random.normal(0, 1, size), 101)
     history = History(1, size)
     for step in range(start):
         history.step([grads[step % 101]])
@@ -100,4 +104,4 @@ def test_what_entered_once_leaves_no_trace(bad: float, start: int, size: int) ->
     assert max(history.drift()) > BAR, "the slot is overwritten, and already nothing is left"
     for step in range(start + 1 + N, start + N + REFRESH):
         history.step([grads[step % 101]])
-    assert max(history.drift()) <= BAR
+    assert max(history.drift()) <= (0 if exact else BAR)
