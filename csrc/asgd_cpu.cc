@@ -14,6 +14,8 @@
 namespace paddle_asgd {
 namespace {
 
+// Forced, so that the loops are compiled within each clone and take its instruction set. A function that is only called
+// would be compiled once, for the oldest processor.
 #define PADDLE_ASGD_INLINE inline __attribute__((always_inline))
 
 // The weights from `begin` on in the type of the arithmetic: in place, or of a 16-bit parameter without master weights
@@ -31,6 +33,8 @@ PADDLE_ASGD_INLINE void round_weights(const Typed<P, G, T>& t, int64_t begin, in
   if constexpr (!std::is_same<P, T>::value) narrow_array(x, t.param + begin, length);
 }
 
+// The four arrays never overlap; without __restrict__ the compiler has to test that before each loop. Whether there is
+// a theta is a template parameter, which keeps a test out of the loop.
 template <typename G, typename T, bool kTheta>
 PADDLE_ASGD_INLINE void update(T* __restrict__ x, const G* __restrict__ grad, T* __restrict__ d, G* __restrict__ y_i,
                                Coefficients<T> c, int64_t length) {
@@ -59,6 +63,7 @@ PADDLE_ASGD_INLINE void update_block(const Typed<P, G, float>& t, const G* grad,
     widen_array(grad, wide_grad, length);
     widen_array(t.y_i + begin, wide_y_i, length);
     update<float, float, kTheta>(x, wide_grad, t.d + begin, wide_y_i, c, length);
+    // The bits themselves, not rounded from `wide_grad`: a NaN keeps its payload, as on a GPU.
     std::copy(grad, grad + length, t.y_i + begin);
   } else {
     update<G, float, kTheta>(x, grad, t.d + begin, t.y_i + begin, c, length);
@@ -69,6 +74,7 @@ PADDLE_ASGD_INLINE void update_block(const Typed<P, G, float>& t, const G* grad,
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
 PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
                                      Range range) {
+  // Parameters that are as wide as the arithmetic need no buffers beside them.
   constexpr bool kWide = std::is_same<P, T>::value;
   G room[kBlock];
   // Where nothing has to be put together, one block is all.
@@ -93,6 +99,7 @@ PADDLE_ASGD_INLINE void add_slots(double* __restrict__ sums, const G* __restrict
   for (int k = 0; kWeighted && k < kSlots; ++k) rounded[k] = static_cast<double>(static_cast<T>(weights[k]));
   for (int64_t j = 0; j < length; ++j) {
     double sum = sums[j];
+// Unrolled whole: eight streams of memory at once are what this function is for.
 #pragma GCC unroll 8
     for (int k = 0; k < kSlots; ++k) {
       const double stored = static_cast<double>(widen(y_i[k * numel + j]));
@@ -130,38 +137,44 @@ PADDLE_ASGD_SUM(sum_float64_weighted, true, double, double)
 PADDLE_ASGD_SUM(sum_float16_weighted, true, Float16, float)
 PADDLE_ASGD_SUM(sum_bfloat16_weighted, true, BFloat16, float)
 #undef PADDLE_ASGD_SUM
+// A type that is added to DType must be added here at the same position.
 constexpr SumFunction kSum[][4] = {
     {sum_float32, sum_float64, sum_float16, sum_bfloat16},
     {sum_float32_weighted, sum_float64_weighted, sum_float16_weighted, sum_bfloat16_weighted}};  // by DType
 
-// The sums of a range, anew. A theta has moved x already: by d and y_i as they were.
+// The sums of at most one unit, anew. A theta has moved x already: by d and y_i as they were.
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void refresh(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c, Range range,
-                                SumFunction sum, int64_t n, const double* weights) {
-  for (int64_t begin = range.begin; begin < range.end; begin += kRefreshUnit) {
-    const int64_t length = std::min(kRefreshUnit, range.end - begin);
-    G room[kRefreshUnit];
-    const G* grad = gradient.stretch(begin, length, room);
-    std::copy(grad, grad + length, t.y_i + begin);
-    double sums[kRefreshUnit] = {};
-    sum(sums, t.y, begin, weights, n, t.numel, length);
-    T* d = t.d + begin;
-    for (int64_t j = 0; j < length; ++j) d[j] = static_cast<T>(sums[j]);
-    if (kTheta) continue;
-    T wide[kRefreshUnit];
-    T* x = widen_weights<kMaster>(t, begin, length, wide);
-    for (int64_t j = 0; j < length; ++j) x[j] = descend<T>(x[j], d[j], c);
-    round_weights(t, begin, length, x);
-  }
+PADDLE_ASGD_INLINE void refresh_unit(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
+                                     Range fresh, SumFunction sum, int64_t n, const double* weights) {
+  const int64_t begin = fresh.begin, length = fresh.end - fresh.begin;
+  G room[kRefreshUnit];
+  const G* grad = gradient.stretch(begin, length, room);
+  // First, for the sum is that of the history as this step leaves it.
+  std::copy(grad, grad + length, t.y_i + begin);
+  double sums[kRefreshUnit] = {};
+  sum(sums, t.y, begin, weights, n, t.numel, length);
+  T* d = t.d + begin;
+  for (int64_t j = 0; j < length; ++j) d[j] = static_cast<T>(sums[j]);
+  if (kTheta) return;
+  T wide[kRefreshUnit];
+  T* x = widen_weights<kMaster>(t, begin, length, wide);
+  for (int64_t j = 0; j < length; ++j) x[j] = descend<T>(x[j], d[j], c);
+  round_weights(t, begin, length, x);
 }
 
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c, Range fresh,
-                                   SumFunction sum, int64_t n, const double* weights) {
-  // The direction of SAG takes d as it will be, and so leaves the fresh elements to refresh().
-  const Range before{0, kTheta ? t.numel : fresh.begin}, behind{kTheta ? t.numel : fresh.end, t.numel};
-  for (const Range& range : {before, behind}) update_range<P, G, T, kMaster, kTheta>(t, gradient, c, range);
-  refresh<P, G, T, kMaster, kTheta>(t, gradient, c, fresh, sum, n, weights);
+PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
+                                   const Refresh& refresh, SumFunction sum, int64_t n, const double* weights) {
+  // One walk through the tensor: what a theta has just updated is still in the cache when it is recomputed.
+  int64_t begin = 0;
+  for (int64_t span = refresh.first; span < refresh.last; ++span) {
+    const Range fresh = refreshed_in(refresh, span, t.numel);
+    // The direction of SAG takes d as it will be, and so leaves the fresh elements to refresh_unit().
+    update_range<P, G, T, kMaster, kTheta>(t, gradient, c, Range{begin, kTheta ? fresh.end : fresh.begin});
+    if (fresh.begin < fresh.end) refresh_unit<P, G, T, kMaster, kTheta>(t, gradient, c, fresh, sum, n, weights);
+    begin = fresh.end;
+  }
+  update_range<P, G, T, kMaster, kTheta>(t, gradient, c, Range{begin, t.numel});
 }
 
 template <typename P, typename G, typename T, bool kMaster>
@@ -169,15 +182,16 @@ PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const Visit& visit, dou
   const int64_t n = step.batch_num;
   const double* weights = step.batch_weights;
   const Coefficients<T> c = coefficients_of<T>(step, visit, seen);
-  const Range fresh = refresh_range(*t.m, n, t.numel);
+  const Refresh refresh = refresh_of(*t.m, n, t.numel);
   const Typed<P, G, T> tensor = typed<P, G, T>(t, visit.slot);
   const Gradient<G> gradient = gradient_of<G>(t, step);
   const SumFunction sum = kSum[weights != nullptr][static_cast<int>(t.grad_dtype)];
   if (step.has_theta) {
-    update_all<P, G, T, kMaster, true>(tensor, gradient, c, fresh, sum, n, weights);
+    update_all<P, G, T, kMaster, true>(tensor, gradient, c, refresh, sum, n, weights);
   } else {
-    update_all<P, G, T, kMaster, false>(tensor, gradient, c, fresh, sum, n, weights);
+    update_all<P, G, T, kMaster, false>(tensor, gradient, c, refresh, sum, n, weights);
   }
+  // Last: the slot, the divisor and the refresh are those of the clock before the step.
   advance(t.m, visit, step.batch_index.given);
 }
 
@@ -200,6 +214,7 @@ PADDLE_ASGD_STEP(step_bfloat16_grad32_master, BFloat16, float, float, true)
 
 using StepFunction = void (*)(const TensorArgs&, const Visit&, double, const StepArgs&);
 
+// Whether there is a theta or weights is asked within: they would double the functions to compile, twice.
 StepFunction choose(const TensorArgs& t) {
   const bool grad32 = t.grad_dtype == DType::kFloat32, master = t.master != nullptr;
   switch (t.param_dtype) {
@@ -223,6 +238,7 @@ class Divisors {
  public:
   double of(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
     if (step.batch_weights == nullptr || visit.seen == step.batch_num) return divisor(visit, t, step);
+    // With a batch index any slot may be marked, so the whole clock is compared.
     const int64_t length = step.batch_index.given ? clock_length(step.batch_num) : 1;
     if (!std::equal(clock_.begin(), clock_.end(), t.m, t.m + length)) {
       clock_.assign(t.m, t.m + length);
@@ -249,7 +265,9 @@ template <typename G, typename T>
 PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin,
                                    const StepArgs& step, Sampled* sampled) {
   const G* y_i = static_cast<const G*>(t.y) + visit.slot * t.numel + begin;
+  // d as the step finds it: the mean of what was known before this gradient.
   const T* d = static_cast<const T*>(t.d) + begin;
+  // A product with the reciprocal, as on the GPU: a division for each element would give other bits.
   const T share = static_cast<T>(1 / weight_seen);
   const int64_t length = std::min(kWatchRun, t.numel - begin);
   G room[kWatchRun];
@@ -274,6 +292,7 @@ PADDLE_ASGD_SAMPLE(sample_bfloat16, BFloat16, float)
 #undef PADDLE_ASGD_SAMPLE
 
 using SampleFunction = void (*)(const TensorArgs&, const Visit&, double, int64_t, const StepArgs&, Sampled*);
+// Any gradient dtype can come here, whatever the parameter's: the watch reads no parameter.
 constexpr SampleFunction kSample[] = {sample_float32, sample_float64, sample_float16, sample_bfloat16};  // by DType
 
 int64_t windows_of(const TensorArgs& t) { return (t.numel + kWatchWindow - 1) / kWatchWindow; }
@@ -300,6 +319,7 @@ void watch_slots(const StepArgs& step) {
     }
     next -= count;
   }
+  // In this order, so that the sums of a run on the CPU are the same each time.
   for (int64_t j = 0; j < kWatchRun; ++j) {
     step.watch[kReplaced] += sampled.replaced[j];
     step.watch[kCentred] += sampled.centred[j];
@@ -311,6 +331,7 @@ void watch_slots(const StepArgs& step) {
 
 template <typename P, typename T>
 double sum_of_squares(const TensorArgs& t, double weight_decay, double weight_seen) {
+  // In double: the squares of many small numbers, some of which float32 would lose beside the others.
   const T* d = static_cast<const T*>(t.d);
   double sum = 0;
   for (int64_t e = 0; e < t.numel; ++e) {
@@ -328,11 +349,13 @@ constexpr NormFunction kNorm[] = {sum_of_squares<float, float>, sum_of_squares<d
 }  // namespace
 
 void asgd_cpu(const StepArgs& step) {
+  // Before anything is written: such a step leaves all tensors, their clocks and the watch as they were.
   if (step.found_inf != nullptr && *step.found_inf) return;
   if (step.batch_index.given && !in_range(load(step.batch_index), step.batch_num)) {
     if (step.watch != nullptr) refuse_index(step.watch, load(step.batch_index));
     return;
   }
+  // Before the loop below replaces what is compared.
   if (step.watch != nullptr && step.count > 0) watch_slots(step);
   Divisors divisors;
   for (int64_t i = 0; i < step.count; ++i) {

@@ -4,9 +4,9 @@
 // captured.
 #include <cstdint>
 
+#include "asgd_launch.h"
 #include "asgd_step.h"
 #include "asgd_watch.h"
-#include "cuda_launch.h"
 
 namespace paddle_asgd {
 namespace {
@@ -21,6 +21,7 @@ constexpr bool kThreadsWait = false;
 __device__ inline void block_barrier() {}
 #endif
 static_assert(kChunk == kWatchWindow, "the watch counts blocks for windows");
+static_assert(kChunk == kRefreshSpan, "a block's elements are a span");
 
 // As many elements as fill 16 bytes of the narrowest storage type, loaded and stored in 16-byte accesses.
 template <typename S, int kCount>
@@ -38,6 +39,7 @@ struct Work {
   Range fresh;
   Coefficients<T> c;
 
+  // An access to a Vector at an address that is no multiple of its alignment faults, so the caller says which it is.
   template <int kCount, bool kAligned>
   __device__ static Vector<G, kCount> stored_at(const G* y) {
     if constexpr (kAligned) {
@@ -83,6 +85,7 @@ struct Work {
     }
   }
 
+  // In double and in the order of the slots, as on the CPU: another order would give other bits.
   template <int kCount>
   __device__ Vector<T, kCount> refreshed_sum(int64_t e) const {
     double sum[kCount] = {};
@@ -106,6 +109,7 @@ struct Work {
     auto old = *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e);
     Vector<T, kCount> x;
     Vector<P, kCount> rounded;
+    // A 16-bit parameter with a master weight is not read: its value follows from the master, and the bytes are saved.
     if (t.master != nullptr) {
       x = *reinterpret_cast<Vector<T, kCount>*>(t.master + e);
     } else {
@@ -116,6 +120,7 @@ struct Work {
     // Behind the loads: it waits for g, and no load may overtake a store that might change what it reads. Before the
     // history is read, of which it is a part.
     *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e) = g;
+    // Before `sum` changes: with a theta x moves by d as it was, without one by d as it will be.
     if (has_theta) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
@@ -145,6 +150,7 @@ struct Work {
   template <int kCount, bool kFresh>
   __device__ void update_range(int64_t begin, int64_t end) const {
     int64_t scalar_begin = begin;
+    // A chunk begins at a multiple of every vector, so one test of the tensors' addresses is enough.
     if (aligned()) {
       scalar_begin = begin + (end - begin) / kCount * kCount;
 #pragma unroll 1
@@ -175,7 +181,7 @@ __device__ bool takes_step(const StepArgs& step) {
   return !step.batch_index.given || in_range(load(step.batch_index), step.batch_num);
 }
 
-// What one step needs to know of one tensor besides where it lies.
+// What a block needs to know of its tensor besides where it lies.
 template <typename T>
 struct Prepared {
   int64_t slot;
@@ -184,44 +190,46 @@ struct Prepared {
 };
 
 template <typename T>
-__device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step) {
+__device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step, int64_t span) {
   const Visit visit = visit_of(t, step);
-  return Prepared<T>{visit.slot, refresh_range(*t.m, step.batch_num, t.numel),
+  return Prepared<T>{visit.slot, refreshed_in(refresh_of(*t.m, step.batch_num, t.numel), span, t.numel),
                      coefficients_of<T>(step, visit, divisor(visit, t, step))};
 }
 
 // Four blocks a multiprocessor: without the demand the compiler gives float64 so few registers that its loads of the
 // history wait for each other, and with one for more blocks it spills.
-template <typename P, typename G, typename T>
-__global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+template <typename P, typename G, typename T, int kBytes>
+__global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
   if (!takes_step(step)) return;
   const int index = find_tensor(launch, blockIdx.x);
   const TensorArgs& t = launch.tensors[index];
+  const int64_t span = static_cast<int64_t>(blockIdx.x) - launch.first_block[index];
   // Divisions, loads that wait for each other, and in a weighted first pass a loop over the slots: once for a block.
   // The pointers stay with the arguments, where the compiler knows that they lead to global memory.
   __shared__ Prepared<T> shared;
-  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step);
+  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step, span);
   block_barrier();
   const Prepared<T> prepared = shared;
   const Work<P, G, T> work{
       typed<P, G, T>(t, prepared.slot), step.batch_num, step.batch_weights, step.has_theta, prepared.fresh, prepared.c};
-  const int64_t begin = (static_cast<int64_t>(blockIdx.x) - launch.first_block[index]) * kChunk;
-  const int64_t end = min(begin + kChunk, t.numel);
+  const int64_t begin = span * kChunk;
   constexpr int kNarrowest = sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G);
-  work.template update_range<16 / kNarrowest, false>(begin, end);
+  work.template update_range<16 / kNarrowest, false>(begin, min(begin + kChunk, t.numel));
+  // The two loops take different elements, so no barrier stands between them.
   // In a loop of its own, whose vectors are so short that every thread of the block has one of a unit, and that eight
   // slots of them fit into its registers.
-  const int64_t fresh_begin = max(begin, prepared.fresh.begin), fresh_end = min(end, prepared.fresh.end);
-  if (fresh_begin < fresh_end) work.template update_range<16 / sizeof(T), true>(fresh_begin, fresh_end);
+  const Range fresh = prepared.fresh;
+  if (fresh.begin < fresh.end) work.template update_range<16 / sizeof(T), true>(fresh.begin, fresh.end);
 }
 
 // A launch of its own, before step_tensors changes what is compared: there it would cost every block its registers.
 // One thread takes one run. The order of these sums differs from run to run, and no step depends on them.
-template <typename G, typename T>
-__global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+template <typename G, typename T, int kBytes>
+__global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
   if (!takes_step(step)) return;
+  // The blocks of step_tensors are the windows of the watch, as asserted above, so first_block counts both.
   const int64_t windows = launch.first_block[launch.count], stride = watch_stride(windows);
   const int64_t first = slot_of_step(*launch.tensors[0].m, stride);
   const int64_t window = first + (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * stride;
@@ -229,6 +237,7 @@ __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   const int index = find_tensor(launch, static_cast<int32_t>(window));
   const TensorArgs& t = launch.tensors[index];
   const Visit visit = visit_of(t, step);
+  // What a slot holds before its first visit is no gradient, and says nothing about the next one.
   if (!visit.seen_before) return;
   const int64_t begin = watch_begin(window - launch.first_block[index], *t.m, t.numel);
   const int64_t end = min(begin + kWatchRun, t.numel);
@@ -241,20 +250,24 @@ __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
     sum_replaced += added.replaced;
     sum_centred += added.centred;
   }
+  // At most kWatchRuns threads of a launch come here: too few to pay for a reduction.
   atomicAdd(&step.watch[kReplaced], sum_replaced);
   atomicAdd(&step.watch[kCentred], sum_centred);
   atomicAdd(&step.watch[kSampled], static_cast<double>(end - begin));
 }
 
 // A launch of its own: within step_tensors some block might still have to read a clock that another advanced.
-__global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
+template <int kBytes>
+__global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
   const bool takes = takes_step(step), watches = launch.last && step.watch != nullptr && threadIdx.x == 0;
   if (!takes) {
+    // A step that found an Inf is no refusal, whatever its index is.
     const bool skipped = step.found_inf != nullptr && *step.found_inf;
     if (watches && !skipped) refuse_index(step.watch, load(step.batch_index));
     return;
   }
+  // One block is enough: there is one clock a tensor. Only the last launch of a step may count it in the watch.
   for (int t = threadIdx.x; t < launch.count; t += blockDim.x) {
     const TensorArgs& tensor = launch.tensors[t];
     advance(tensor.m, visit_of(tensor, step), step.batch_index.given);
@@ -262,25 +275,29 @@ __global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT Launch launch) {
   if (watches) close_step(step.watch, step.batch_num);
 }
 
-template <typename P, typename G, typename T>
-cudaError_t enqueue(const Launch& launch, cudaStream_t stream) {
+template <typename P, typename G, typename T, int kBytes>
+cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
   // No tensor, or none with an element: a launch of no blocks is an error in CUDA.
   if (blocks > 0) {
+    // Kernels of one stream run one after the other, so the watch still sees what step_tensors replaces.
     if (launch.step.watch != nullptr) {
       const int64_t runs = (blocks + watch_stride(blocks) - 1) / watch_stride(blocks);
       const int32_t watchers = static_cast<int32_t>((runs + kThreads - 1) / kThreads);
-      watch_slots<G, T><<<watchers, kThreads, 0, stream>>>(launch);
+      watch_slots<G, T, kBytes><<<watchers, kThreads, 0, stream>>>(launch);
     }
-    step_tensors<P, G, T><<<blocks, kThreads, 0, stream>>>(launch);
+    step_tensors<P, G, T, kBytes><<<blocks, kThreads, 0, stream>>>(launch);
   }
+  // The clocks must not advance over a step that was not taken.
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess || launch.count == 0) return error;
-  advance_clocks<<<1, kThreads, 0, stream>>>(launch);
+  advance_clocks<kBytes><<<1, kThreads, 0, stream>>>(launch);
   return cudaGetLastError();
 }
 
-cudaError_t enqueue(const Launch& launch, DType param, DType grad, cudaStream_t stream) {
+template <int kBytes>
+cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, DType param, DType grad, cudaStream_t stream) {
+  // No case is the default, so that the compiler warns of a type that is missing.
   const bool grad32 = grad == DType::kFloat32;
   switch (param) {
     case DType::kFloat64:
@@ -308,11 +325,13 @@ __device__ inline void add_of_warp(double* total, double value) {
   atomicAdd(total, value);
 }
 
-template <typename P, typename T>
-__global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT Launch launch, double* total) {
+template <typename P, typename T, int kBytes>
+__global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch, double* total) {
   const StepArgs& step = launch.step;
+  // Loaded here, for the host may not know it.
   const double weight_decay = load(step.weight_decay);
   double sum = 0;
+  // All threads of a block stay together, `continue` included, as add_of_warp() needs it.
   for (int32_t block = blockIdx.x; block < launch.first_block[launch.count]; block += kNormBlocks) {
     const int index = find_tensor(launch, block);
     const TensorArgs& t = launch.tensors[index];
@@ -329,14 +348,15 @@ __global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT Launch launch, doubl
   add_of_warp(total, sum);
 }
 
-template <typename P, typename T>
-cudaError_t enqueue_norm(const Launch& launch, double* sum, cudaStream_t stream) {
+template <typename P, typename T, int kBytes>
+cudaError_t enqueue_norm(const AsgdLaunch<kBytes>& launch, double* sum, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
-  if (blocks > 0) add_squares<P, T><<<min(blocks, kNormBlocks), kThreads, 0, stream>>>(launch, sum);
+  if (blocks > 0) add_squares<P, T, kBytes><<<min(blocks, kNormBlocks), kThreads, 0, stream>>>(launch, sum);
   return cudaGetLastError();
 }
 
-cudaError_t enqueue_norm(const Launch& launch, DType param, double* sum, cudaStream_t stream) {
+template <int kBytes>
+cudaError_t enqueue_norm(const AsgdLaunch<kBytes>& launch, DType param, double* sum, cudaStream_t stream) {
   switch (param) {
     case DType::kFloat64:
       return enqueue_norm<double, double>(launch, sum, stream);
@@ -360,7 +380,7 @@ const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
       for (const auto& types : kTypes) {
         const bool closes = step.count > 0 && is_of(step.tensors[step.count - 1], types);
         if (error != cudaSuccess || closes != last) continue;
-        error = for_each_launch(step, types, [&](const Launch& launch) {
+        error = for_each_launch(step, types, [&](const auto& launch) {
           return enqueue(launch, types[0], types[1], static_cast<cudaStream_t>(stream));
         });
       }
@@ -372,9 +392,10 @@ const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
 const char* asgd_norm_cuda(const StepArgs& step, double* sum, int device, void* stream) {
   return on_device(device, [&]() {
     cudaError_t error = cudaSuccess;
+    // The order of the launches does not matter: each adds to the same sum.
     for (const auto& types : kTypes) {
       if (error != cudaSuccess) return error;
-      error = for_each_launch(step, types, [&](const Launch& launch) {
+      error = for_each_launch(step, types, [&](const auto& launch) {
         return enqueue_norm(launch, types[0], sum, static_cast<cudaStream_t>(stream));
       });
     }

@@ -59,41 +59,4 @@ PADDLE_ASGD_HOST_DEVICE double known_gradient(T x, T d, double weight_decay, dou
   return static_cast<double>(d) / weight_seen + weight_decay * static_cast<double>(x);
 }
 
-// The running sum d gathers rounding errors and keeps a NaN for ever. So every step recomputes d as the sum of y for a
-// few elements, in turn, and comes to all of them within kRefreshPasses passes over the batches. It reads n numbers for
-// an element every kRefreshPasses * n steps, so the price does not grow with n: of the seven numbers that a step moves
-// for every element, it reads one more for every kRefreshPasses-th.
-constexpr int64_t kRefreshPasses = 8;
-// Elements are taken in units: long enough to read a slot in runs, short enough for a unit's sums to stay in the
-// first-level cache.
-constexpr int64_t kRefreshUnit = 1024;
-
-struct Range {
-  int64_t begin;
-  int64_t end;
-};
-
-// The first unit that step `k` of a window of `steps` recomputes. Written without the product units * k, which
-// overflows.
-PADDLE_ASGD_HOST_DEVICE int64_t first_refreshed(int64_t k, int64_t steps, int64_t units) {
-  if (units >= steps) {
-    const int64_t every = units / steps, left = units % steps;
-    return k * every + (k < left ? k : left);
-  }
-  // Fewer units than steps: one unit every so many steps, rather than all of them in a burst.
-  const int64_t stride = steps / units, unit = (k + stride - 1) / stride;
-  return unit < units ? unit : units;
-}
-
-// The elements whose sum this step recomputes. The next step's range begins where this one ends.
-PADDLE_ASGD_HOST_DEVICE Range refresh_range(int64_t m, int64_t n, int64_t numel) {
-  if (numel == 0) return Range{0, 0};
-  const int64_t units = (numel + kRefreshUnit - 1) / kRefreshUnit;
-  const int64_t steps = kRefreshPasses * n;
-  const int64_t k = static_cast<int64_t>(static_cast<uint64_t>(m) % static_cast<uint64_t>(steps));
-  const int64_t begin = first_refreshed(k, steps, units) * kRefreshUnit;
-  const int64_t end = first_refreshed(k + 1, steps, units) * kRefreshUnit;
-  return Range{begin < numel ? begin : numel, end < numel ? end : numel};
-}
-
 }  // namespace paddle_asgd

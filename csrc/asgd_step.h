@@ -5,6 +5,7 @@
 
 #include "asgd_formula.h"
 #include "asgd_kernel.h"
+#include "asgd_refresh.h"
 #include "asgd_slots.h"
 
 namespace paddle_asgd {

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Many tensors in one launch: packs them into a kernel's arguments, and finds a block's tensor there. Includes CUDA,
-// and must include neither Paddle nor the formula.
+// and must include neither Paddle nor anything of one optimizer.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
-
-#include "asgd_kernel.h"
 
 namespace paddle_asgd {
 
@@ -29,7 +27,11 @@ constexpr bool kLargeArguments = large_arguments();
 #else
 constexpr bool kLargeArguments = false;
 #endif
-constexpr int kMaxTensors = kLargeArguments ? 478 : 56;
+// A launch copies all bytes of its arguments, however few tensors it has. So short lists take the short arguments.
+constexpr int kShortArguments = 4096;
+constexpr int kLongArguments = kLargeArguments ? 32764 : kShortArguments;
+// What a kernel may take besides its launch.
+constexpr int kOtherArguments = 64;
 
 // Tells the compiler that the argument is never written, so that it need not be copied to be indexed.
 #if CUDART_VERSION >= 11070 && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700)
@@ -38,17 +40,24 @@ constexpr int kMaxTensors = kLargeArguments ? 478 : 56;
 #define PADDLE_ASGD_GRID_CONSTANT
 #endif
 
+// Tensors that fit into kBytes of arguments. Whoever includes this says what `Tensor` and `Step` are: of a tensor this
+// file reads `numel`, and of a step `count`.
+template <typename Tensor, typename Step, int kBytes>
 struct Launch {
-  TensorArgs tensors[kMaxTensors];
-  // Blocks first_block[t] to first_block[t + 1] work on tensor t; what lies behind the last tensor is not read.
-  int32_t first_block[kMaxTensors + 1];
-  int32_t count;
-  bool last;      // of the step
-  StepArgs step;  // its list of tensors is the host's and must not be read
-};
-static_assert(sizeof(Launch) <= (kLargeArguments ? 32764 : 4096), "more than a launch's arguments may hold");
+  // Beside each tensor stands its first block. The 16 bytes are one block more, `count`, `last` and their padding.
+  static constexpr int kCapacity = (kBytes - kOtherArguments - static_cast<int>(sizeof(Step)) - 16) /
+                                   static_cast<int>(sizeof(Tensor) + sizeof(int32_t));
 
-inline __device__ int find_tensor(const Launch& launch, int32_t block) {
+  Tensor tensors[kCapacity];
+  // Blocks first_block[t] to first_block[t + 1] work on tensor t; what lies behind the last tensor is not read.
+  int32_t first_block[kCapacity + 1];
+  int32_t count;
+  bool last;  // of the step
+  Step step;  // its list of tensors is the host's and must not be read
+};
+
+template <typename Tensor, typename Step, int kBytes>
+__device__ int find_tensor(const Launch<Tensor, Step, kBytes>& launch, int32_t block) {
   int low = 0, high = launch.count;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -61,17 +70,10 @@ inline __device__ int find_tensor(const Launch& launch, int32_t block) {
   return low;
 }
 
-constexpr DType kTypes[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},
-                               {DType::kFloat16, DType::kFloat16},   {DType::kFloat16, DType::kFloat32},
-                               {DType::kBFloat16, DType::kBFloat16}, {DType::kBFloat16, DType::kFloat32}};
-
-inline bool is_of(const TensorArgs& t, const DType (&types)[2]) {
-  return t.param_dtype == types[0] && t.grad_dtype == types[1];
-}
-
 // Adds a tensor to the launch; false if there is no room for it.
-inline bool pack(const TensorArgs& t, int64_t blocks, Launch* launch) {
-  if (launch->count == kMaxTensors || launch->first_block[launch->count] + blocks > INT32_MAX) return false;
+template <typename Tensor, typename Step, int kBytes>
+bool pack(const Tensor& t, int64_t blocks, Launch<Tensor, Step, kBytes>* launch) {
+  if (launch->count == launch->kCapacity || launch->first_block[launch->count] + blocks > INT32_MAX) return false;
   // An empty tensor gets no block, but its clock advances like that of every other.
   launch->tensors[launch->count] = t;
   launch->first_block[launch->count + 1] = launch->first_block[launch->count] + static_cast<int32_t>(blocks);
@@ -79,28 +81,48 @@ inline bool pack(const TensorArgs& t, int64_t blocks, Launch* launch) {
   return true;
 }
 
-// Packs the tensors of one pair of storage types and enqueues whenever the arguments are full and, behind the loop,
-// for what is left: an empty tensor at the end of the list must not swallow the work packed before it.
-template <typename Enqueue>
-cudaError_t for_each_launch(const StepArgs& step, const DType (&types)[2], const Enqueue& enqueue) {
-  Launch launch;
+// Enqueues a full list as it is, and one that is short enough in short arguments.
+template <typename Tensor, typename Step, int kBytes, typename Enqueue>
+cudaError_t enqueue_fitting(const Launch<Tensor, Step, kBytes>& launch, const Enqueue& enqueue) {
+  using Short = Launch<Tensor, Step, kShortArguments>;
+  static_assert(sizeof(launch) <= kBytes - kOtherArguments, "more than a launch's arguments may hold");
+  if constexpr (kBytes > kShortArguments) {
+    if (launch.count <= Short::kCapacity) {
+      Short copy;
+      for (int t = 0; t < launch.count; ++t) copy.tensors[t] = launch.tensors[t];
+      for (int t = 0; t <= launch.count; ++t) copy.first_block[t] = launch.first_block[t];
+      copy.count = launch.count;
+      copy.last = launch.last;
+      copy.step = launch.step;
+      return enqueue_fitting(copy, enqueue);
+    }
+  }
+  return enqueue(launch);
+}
+
+// Packs the tensors that `belongs` takes and enqueues whenever the arguments are full and, behind the loop, for what is
+// left: an empty tensor at the end of the list must not swallow the work packed before it. `enqueue` is called with
+// launches of both lengths.
+template <typename Tensor, typename Step, typename Belongs, typename Enqueue>
+cudaError_t for_each_launch(const Tensor* tensors, const Step& step, const Belongs& belongs, const Enqueue& enqueue) {
+  Launch<Tensor, Step, kLongArguments> launch;
   launch.count = 0;
   launch.first_block[0] = 0;
   launch.last = false;
   launch.step = step;
   for (int64_t i = 0; i < step.count; ++i) {
-    const TensorArgs& t = step.tensors[i];
-    if (!is_of(t, types)) continue;
+    const Tensor& t = tensors[i];
+    if (!belongs(t)) continue;
     const int64_t blocks = (t.numel + kChunk - 1) / kChunk;
     if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     if (pack(t, blocks, &launch)) continue;
-    const cudaError_t error = enqueue(launch);
+    const cudaError_t error = enqueue_fitting(launch, enqueue);
     if (error != cudaSuccess) return error;
     launch.count = 0;
     pack(t, blocks, &launch);
   }
-  launch.last = launch.count > 0 && is_of(step.tensors[step.count - 1], types);
-  return enqueue(launch);
+  launch.last = launch.count > 0 && belongs(tensors[step.count - 1]);
+  return enqueue_fitting(launch, enqueue);
 }
 
 // Runs on `device`, whichever was current, and says in CUDA's words what went wrong.

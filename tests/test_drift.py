@@ -13,20 +13,20 @@ import pytest
 from paddle_asgd import native
 
 N = 100
-#: Within so many steps every sum is computed anew (csrc/asgd_formula.h, kRefreshPasses).
+#: Within so many steps every sum is computed anew (csrc/asgd_refresh.h, kRefreshPasses).
 REFRESH = 8 * N
-#: Six refresh units, the last one not full.
-SIZE = 5 * 64 + 13
+#: A part of one refresh unit, and three spans of units, the last of which has two, one of them not full.
+SIZE, LARGE = 5 * 64 + 13, 2 * 4096 + 1025
 BAR = 1e-6
 
 
 class History:
     """Some parameters that only take steps, by the native call alone: a million of them must not take long."""
 
-    def __init__(self, count: int) -> None:
-        self.params = [paddle.zeros([SIZE]) for _ in range(count)]
-        self.d = [paddle.zeros([SIZE]) for _ in range(count)]
-        self.y = [paddle.zeros([N, SIZE]) for _ in range(count)]
+    def __init__(self, count: int, size: int = SIZE) -> None:
+        self.params = [paddle.zeros([size]) for _ in range(count)]
+        self.d = [paddle.zeros([size]) for _ in range(count)]
+        self.y = [paddle.zeros([N, size]) for _ in range(count)]
         self.m = [paddle.zeros([1], dtype="int64") for _ in range(count)]
 
     def step(self, grads: list[paddle.Tensor]) -> None:
@@ -86,17 +86,22 @@ def test_shrinking_gradients() -> None:
 
 @pytest.mark.parametrize("bad", [1e30, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("start", [0, 350, 437])
-def test_what_entered_once_leaves_no_trace(bad: float, start: int) -> None:
-    """Its slot is overwritten n steps later, and after one refresh more the sum knows nothing of it."""
+@pytest.mark.parametrize("size", [SIZE, LARGE])
+def test_what_entered_once_leaves_no_trace(bad: float, start: int, size: int) -> None:
+    """Its slot is overwritten n steps later, and after one refresh more the sum knows nothing of it.
+
+    The large tensor's gradients are multiples of 1/4, whose sums are exact: nothing but a trace can be left.
+    """
     random = np.random.default_rng(3)
-    grads = pool(lambda: random.normal(0, 1, SIZE))
-    history = History(1)
+    exact = size == LARGE
+    grads = pool(lambda: random.integers(-8, 8, size) / 4 if exact else random.normal(0, 1, size), 101)
+    history = History(1, size)
     for step in range(start):
-        history.step([grads[step % 1009]])
-    history.step([paddle.full([SIZE], bad)])
+        history.step([grads[step % 101]])
+    history.step([paddle.full([size], bad)])
     for step in range(start + 1, start + 1 + N):
-        history.step([grads[step % 1009]])
+        history.step([grads[step % 101]])
     assert max(history.drift()) > BAR, "the slot is overwritten, and already nothing is left"
     for step in range(start + 1 + N, start + N + REFRESH):
-        history.step([grads[step % 1009]])
-    assert max(history.drift()) <= BAR
+        history.step([grads[step % 101]])
+    assert max(history.drift()) <= (0 if exact else BAR)

@@ -37,7 +37,14 @@ BUILDS = {
 NEEDED = {"v3": {"avx2", "fma", "f16c", "bmi2"}, "v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}}
 # Those that run a kernel, and those that do not.
 DRIVEN = ("step", "promises", "variants", "watch", "norm")
-PROGRAMS = ["half", "formula", "slots", *(f"{name} {kernel}" for name in DRIVEN for kernel in ("cpu", "cuda"))]
+PROGRAMS = [
+    "half",
+    "formula",
+    "refresh",
+    "slots",
+    "launch",
+    *(f"{name} {kernel}" for name in DRIVEN for kernel in ("cpu", "cuda")),
+]
 
 needs_gxx = pytest.mark.skipif(GXX is None, reason="no g++ on PATH")
 

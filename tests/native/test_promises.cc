@@ -4,7 +4,7 @@
 // other.
 #include <algorithm>
 
-#include "asgd_formula.h"  // kRefreshPasses
+#include "asgd_refresh.h"
 #include "asgd_slots.h"
 #include "driver.h"
 

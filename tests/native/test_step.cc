@@ -3,6 +3,7 @@
 // not write the formula again. `test_step cpu` tests the CPU's kernel, `test_step cuda` the other; `test_step cpu
 // checksums` prints one line for each combination of types and mode instead, to compare kernels and builds.
 #include "asgd_formula.h"
+#include "asgd_refresh.h"
 #include "asgd_slots.h"
 #include "driver.h"
 
@@ -11,7 +12,9 @@ namespace {
 
 using paddle_asgd::Coefficients;
 using paddle_asgd::kRefreshPasses;
+using paddle_asgd::kRefreshSpan;
 using paddle_asgd::Range;
+using paddle_asgd::Refresh;
 using paddle_asgd::Visit;
 
 // What one tensor held before a step.
@@ -47,7 +50,7 @@ template <typename T>
 void check_elements(const Tensor& t, const Before& before, const Plan& plan, const Visit& visit) {
   const int64_t n = plan.n;
   const double* weights = plan.batch_weights();
-  const Range fresh = paddle_asgd::refresh_range(before.clock[0], n, t.numel);
+  const Refresh refresh = paddle_asgd::refresh_of(before.clock[0], n, t.numel);
   const double divisor = paddle_asgd::weight_seen(visit, before.clock.data(), plan.mode.indexed, n, weights);
   const Coefficients<T> c = paddle_asgd::coefficients<T>(kRate, kDecay, plan.mode.theta,
                                                          weights == nullptr ? 1 : weights[visit.slot], divisor);
@@ -58,6 +61,7 @@ void check_elements(const Tensor& t, const Before& before, const Plan& plan, con
     const T d = static_cast<T>(t.d.at(e)), g = static_cast<T>(t.grad.at(e));
     const T y_i = static_cast<T>(Buffer::read(before.y.data(), t.types.grad, visit.slot * t.numel + e));
     const T d_old = static_cast<T>(Buffer::read(before.d.data(), t.types.compute(), e));
+    const Range fresh = paddle_asgd::refreshed_in(refresh, e / kRefreshSpan, t.numel);
     const bool refreshed = e >= fresh.begin && e < fresh.end;
     const T expected = refreshed ? static_cast<T>(sum_of_history(t, n, e, weights))
                                  : paddle_asgd::replace_gradient<T>(d_old, y_i, g, c.weight);
@@ -115,7 +119,7 @@ void check_every_step() {
 void check_many_tensors() {
   for (const Mode& mode : {kModes[0], kModes[10]}) {
     Plan plan(mode, 3, 2);
-    const Tensors tensors = make_many(1203, 3, &plan.random, mode.indexed);
+    const Tensors tensors = make_many(2603, 3, &plan.random, mode.indexed);
     check_steps(tensors, &plan, 7);
   }
 }

@@ -77,10 +77,10 @@ void check_sizes_and_offsets() {
 }
 
 void check_many_tensors() {
-  Tally tally("1,203 tensors of all types");
+  Tally tally("2,603 tensors of all types");
   for (const int i : {0, 10}) {
     Random random(23);
-    Twin twin(native_test::make_many(1203, 3, &random, kModes[i].indexed), kModes[i], 3, 24);
+    Twin twin(native_test::make_many(2603, 3, &random, kModes[i].indexed), kModes[i], 3, 24);
     check_steps(&twin, quick ? 3 : 11, false, true, &tally);
   }
   whole &= tally.report();

@@ -3,19 +3,18 @@
 // computes nothing. Everything but the history is written as it was. Must not know the formula.
 #pragma once
 
-#include "asgd_kernel.h"
-#include "cuda_launch.h"
+#include "asgd_launch.h"
 #include "fill.h"
 
 namespace gpu {
 
-using paddle_asgd::Launch;
+using paddle_asgd::AsgdLaunch;
 
 // 16 bytes of the gradient at a time, and as many of what is kRatio times as wide. `none` is 0, which the compiler does
 // not know.
-template <int kRatio, bool kMaster>
+template <int kRatio, bool kMaster, int kBytes>
 __global__ void __launch_bounds__(kThreads)
-    move_bytes(const PADDLE_ASGD_GRID_CONSTANT Launch launch, int64_t slot, uint32_t none) {
+    move_bytes(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch, int64_t slot, uint32_t none) {
   using paddle_asgd::kChunk;
   const int index = find_tensor(launch, blockIdx.x);
   const paddle_asgd::TensorArgs& t = launch.tensors[index];
@@ -47,19 +46,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <int kBytes>
+cudaError_t enqueue_floor(const AsgdLaunch<kBytes>& launch, int64_t slot, cudaStream_t stream) {
+  const int blocks = launch.first_block[launch.count];
+  if (launch.tensors[0].master != nullptr) {
+    move_bytes<2, true, kBytes><<<blocks, kThreads, 0, stream>>>(launch, slot, 0u);
+  } else {
+    move_bytes<1, false, kBytes><<<blocks, kThreads, 0, stream>>>(launch, slot, 0u);
+  }
+  return cudaGetLastError();
+}
+
 // As asgd_cuda: enqueues on `stream`. Tensors of float32, or of 16 bits with master weights.
 inline cudaError_t enqueue_floor(const paddle_asgd::StepArgs& step, int64_t slot, cudaStream_t stream) {
-  const paddle_asgd::TensorArgs& first = step.tensors[0];
-  const paddle_asgd::DType types[2] = {first.param_dtype, first.grad_dtype};
-  return for_each_launch(step, types, [&](const Launch& launch) {
-    const int blocks = launch.first_block[launch.count];
-    if (first.master != nullptr) {
-      move_bytes<2, true><<<blocks, kThreads, 0, stream>>>(launch, slot, 0u);
-    } else {
-      move_bytes<1, false><<<blocks, kThreads, 0, stream>>>(launch, slot, 0u);
-    }
-    return cudaGetLastError();
-  });
+  const paddle_asgd::DType types[2] = {step.tensors[0].param_dtype, step.tensors[0].grad_dtype};
+  return for_each_launch(step, types, [&](const auto& launch) { return enqueue_floor(launch, slot, stream); });
 }
 
 }  // namespace gpu
