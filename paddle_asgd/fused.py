@@ -240,7 +240,8 @@ class FusedOptimizer(Optimizer):
             # Mixed precision may leave a float32 gradient beside the 16-bit one.
             grad = getattr(param, "main_grad", None)
             if grad is None:
-                grad = param._grad_ivar()
+                # Not _grad_ivar(), which Paddle 3.0 leaves None for a gradient without elements: sparse, of no rows.
+                grad = param.grad
             if grad is not None:
                 pairs.append((param, grad))
         self._apply_optimize(loss=None, startup_program=None, params_grads=pairs)
