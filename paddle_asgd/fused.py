@@ -240,7 +240,8 @@ class FusedOptimizer(Optimizer):
             # Mixed precision may leave a float32 gradient beside the 16-bit one.
             grad = getattr(param, "main_grad", None)
             if grad is None:
-                grad = param._grad_ivar()
+                # Not _grad_ivar(), which Paddle 3.0 leaves None for a gradient without elements: sparse, of no rows.
+                grad = param.grad
             if grad is not None:
                 pairs.append((param, grad))
         self._apply_optimize(loss=None, startup_program=None, params_grads=pairs)
@@ -250,12 +251,13 @@ class FusedOptimizer(Optimizer):
         """Take a step that is like the last one; False if the full way must be gone, and then nothing has been done."""
         if self._shortcut is None or not self._is_plain():
             return False
-        self._begin_step()
-        if self._shortcut is None:
-            return False  # the state has changed
         bucket = self._shortcut.bucket_now(self._parameter_list, self._multi_precision)
         if bucket is None:
             return False
+        # Only now: the full way, too, refuses what lies on a parameter before it asks for a batch index.
+        self._begin_step()
+        if self._shortcut is None:
+            return False  # the state has changed
         try:
             self._take([bucket], None, True)
         except ValueError:

@@ -17,8 +17,8 @@ ON_GPU = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 
 VERSION = tuple(int(part) for part in paddle.__version__.split(".")[:2])
 #: Whether static graphs are of the format that Paddle 3 began.
 PIR = VERSION >= (3, 0)
-#: Paddle 3.0 tells its optimizers that a parameter without elements has no gradient, so such a parameter takes no step.
-EMPTY_STEPS = VERSION >= (3, 1)
+#: Paddle 3.0's own way from a loss to the gradients (backward, minimize) leaves out parameters without elements.
+EMPTY_IN_MINIMIZE = VERSION >= (3, 1)
 
 #: Empty first, in the middle and last; no dimension at all; one element; sizes that leave every later slot of the
 #: history at an odd offset; more elements than one block of the GPU kernel takes.
@@ -94,6 +94,7 @@ class Network(paddle.nn.Layer):
                 for value in problem.start
             ]
         )
+        self.in_order = list(self.x)  # to_static of Paddle 3.0 cannot go through the ParameterList itself
 
     @staticmethod
     def numbers(problem: Quadratic, step: int) -> np.ndarray:
@@ -102,7 +103,7 @@ class Network(paddle.nn.Layer):
 
     def forward(self, numbers: Any) -> Any:
         terms, begin = [], 0
-        for x in self.x:
+        for x in self.in_order:
             size = int(np.prod(x.shape))
             a, c = (paddle.reshape(numbers[row, begin : begin + size], list(x.shape)) for row in range(2))
             terms.append(term(a, c, x))

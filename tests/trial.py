@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from problems import EMPTY_STEPS, TRAINABLE, Quadratic, state_of
+from problems import TRAINABLE, Quadratic, state_of
 from reference import Sag
 
 from paddle_asgd import ASGD
 
 #: Rounding of the arithmetic itself over the few dozen steps of a test, relative to the largest number of a tensor.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6}
-
-
-def takes_step(param: Any) -> bool:
-    """Whether Paddle's backward pass leaves a gradient that an optimizer finds; a main_grad is always found."""
-    return EMPTY_STEPS or 0 not in param.shape or getattr(param, "main_grad", None) is not None
 
 
 class Trial:
@@ -56,7 +51,7 @@ class Trial:
 
     def follow(self, grads: Sequence, rate: Any = 0.1, index: int | None = None) -> None:
         """The reference's half of a step, and the comparison."""
-        self.sag.step([g if takes_step(p) else None for p, g in zip(self.params, grads)], rate, index)
+        self.sag.step(grads, rate, index)
         self.steps += 1
         for p, param in enumerate(self.params):
             state = state_of(self.optimizer, param)

@@ -274,7 +274,7 @@ class LipschitzSearch:
 
     def _all_gradients(self) -> list[tuple[Any, Any]]:
         """The parameters that may have a gradient, with it or with None."""
-        return [(p, p._grad_ivar()) for p in self._optimizer._parameter_list if not p.stop_gradient]
+        return [(p, p.grad) for p in self._optimizer._parameter_list if not p.stop_gradient]
 
     def _check_no_gradient(self) -> None:
         """All were dropped before the closure, so that one that is there is its doing."""
@@ -316,7 +316,7 @@ def _moved(x: Any, grad: Any, lipschitz: float) -> Any:
 def _fill_with_zeros(params: list[Any]) -> None:
     """A parameter that this batch did not reach: its gradient is 0, as after ``clear_grad()``, and takes a slot."""
     for param in params:
-        if param._grad_ivar() is None:
+        if param.grad is None:
             param.grad = paddle.zeros_like(param)
 
 

@@ -122,7 +122,7 @@ class BatchIndex:
 
 def _has_gradient(param: Any) -> bool:
     """Whether there is a gradient other than the zeros that ``clear_grad()`` leaves."""
-    grad = None if param.stop_gradient else param._grad_ivar()
+    grad = None if param.stop_gradient else param.grad
     return grad is not None and (grad.is_selected_rows() or bool(grad.astype("bool").any()))
 
 
