@@ -251,12 +251,13 @@ class FusedOptimizer(Optimizer):
         """Take a step that is like the last one; False if the full way must be gone, and then nothing has been done."""
         if self._shortcut is None or not self._is_plain():
             return False
-        self._begin_step()
-        if self._shortcut is None:
-            return False  # the state has changed
         bucket = self._shortcut.bucket_now(self._parameter_list, self._multi_precision)
         if bucket is None:
             return False
+        # Only now: the full way, too, refuses what lies on a parameter before it asks for a batch index.
+        self._begin_step()
+        if self._shortcut is None:
+            return False  # the state has changed
         try:
             self._take([bucket], None, True)
         except ValueError:
