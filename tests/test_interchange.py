@@ -260,7 +260,7 @@ def test_static_files_hold_no_schedule(optimizer: Callable, tmp_path: Path) -> N
         error, text = (
             (ValueError, "add scheduler.state_dict")
             if optimizer is ours_scheduled
-            else (AssertionError, "LR_Scheduler")
+            else (AssertionError if PIR else KeyError, "LR_Scheduler")
         )
         with pytest.raises(error, match=text):
             target.load(str(tmp_path / "model"))
@@ -329,6 +329,11 @@ def test_checkpoints_with_plain_numbers(kind: str) -> None:
             assert entry.numpy().tobytes() == other.numpy().tobytes(), key
 
 
+# Version by version: on 3.0.0 and 2.6.2 the process ends, with Paddle's Momentum and without this package's code.
+@pytest.mark.skipif(
+    tuple(map(int, paddle.__version__.split(".")[:2])) < (3, 1),
+    reason="the distributed checkpoints of this Paddle end the process with Paddle's own Momentum",
+)
 @pytest.mark.parametrize("optimizer", [momentum, ours])
 def test_paddles_distributed_checkpoints(optimizer: Callable, tmp_path: Path) -> None:
     """Loading fills the tensors of a state_dict, which is then given to the optimizer."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from problems import ON_GPU, bits, state_of
+from problems import ON_GPU, PIR, bits, state_of
 from test_refusals import assert_refused
 
 from paddle_asgd import ASGD, native
@@ -22,10 +22,12 @@ pytestmark = pytest.mark.skipif(ON_GPU, reason="on a GPU, Paddle makes a dense g
 #: A row shorter than a block of the kernel, one that blocks cut, and one longer than a block.
 SHAPES = ([11, 5], [700, 3], [4, 1500])
 STEPS = 14
+#: Paddle 2.6 cannot take the sum of nothing, through which a gradient of no rows comes here.
+NONE = [] if PIR else [0]
 #: Which rows each step names: twice, unsorted, none at all, the last, all of them, in another order.
 ROWS = (
     lambda height: [3, 1, 3, 0, 3],
-    lambda height: [],
+    lambda height: NONE,
     lambda height: [height - 1],
     lambda height: [*range(height - 1, -1, -1), 2],
 )
@@ -62,7 +64,8 @@ def take_dense_copies(optimizer: ASGD) -> None:
 # ---- To the bit ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+# Paddle 2.6 cuts bfloat16 off where it adds up rows of its dense gradient.
+@pytest.mark.parametrize("dtype", ["float32", "float64"] + ["bfloat16"] * PIR)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_same_bits_as_a_dense_gradient(shape: list[int], dtype: str) -> None:
     height, width = shape
@@ -137,7 +140,7 @@ def test_nothing_is_left_of_rows_that_an_earlier_step_named() -> None:
     """With n = 1 and no decay, d is the gradient of this step alone; refused steps between two must leave nothing."""
     param, other = parameter([11, 5]), parameter([2])
     optimizer = ASGD(0.125, 1, [param, other])
-    for step, rows in enumerate(([1, 2], [2, 2, 7], [], [0], [10, 1])):
+    for step, rows in enumerate(([1, 2], [2, 2, 7], NONE, [0], [10, 1])):
         before = param.numpy().copy()
         embed(param, rows, np.full([len(rows), 5], step + 1.0))
         optimizer.step()

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 import pytest
-from problems import FULL_SHAPES, Network, Quadratic, bits, state_of
+from problems import FULL_SHAPES, PIR, Network, Quadratic, bits, state_of
 
 from paddle_asgd import ASGD
 
@@ -90,6 +90,7 @@ def train(body: Callable, traced: bool) -> tuple[list, list]:
     return losses, [bits(state_of(optimizer, p)) for p in network.parameters()]
 
 
+@pytest.mark.skipif(not PIR, reason="the tracer of Paddle 2.6 takes no backward()")
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
 def test_a_whole_step(body: Callable) -> None:
     expected, state = train(body, traced=False)

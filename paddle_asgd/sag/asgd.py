@@ -159,7 +159,8 @@ class ASGD(FusedOptimizer):
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
         """Clear the gradients of all parameters: to zeros, or with ``set_to_zero=False`` to none."""
-        super().clear_grad(set_to_zero)
+        # Not super(), which the tracer of full_graph=True cannot transcribe.
+        FusedOptimizer.clear_grad(self, set_to_zero)
         self._inputs.index.mixed = None  # gone with the gradients
 
     def set_batch_index(self, value: int | Any) -> None:
