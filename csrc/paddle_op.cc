@@ -69,9 +69,12 @@ TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int6
                std::to_string(batch_num) + ", as the first parameter has");
   }
   TensorArgs t = check_state(r, i, check, clock);
-  const phi::SelectedRows* rows = selected_rows(*r.grads[i]);
-  const DenseTensor& grad =
-      rows == nullptr ? check.dense("gradient", *r.grads[i]) : sparse->add(i, check, *rows, param.dims, place);
+  // Dense first: a gradient nearly always is, and asking for rows costs another look at its type.
+  const DenseTensor* dense = dense_tensor(*r.grads[i]);
+  const phi::SelectedRows* rows = dense == nullptr ? selected_rows(*r.grads[i]) : nullptr;
+  const DenseTensor& grad = dense != nullptr  ? *dense
+                            : rows != nullptr ? sparse->add(i, check, *rows, param.dims, place)
+                                              : check.dense("gradient", *r.grads[i]);
   const DataType received = grad.meta().dtype;
   const bool grad32 = is_16_bit(param.dtype) && received == DataType::FLOAT32;
   const DataType grad_dtype = grad32 ? DataType::FLOAT32 : param.dtype;
