@@ -48,27 +48,25 @@ def _left_in(folder: Path, version: int, swap: float) -> float:
     # What is counted includes the files that the kernel keeps for as long as nobody needs the memory.
     statistics = _statistics(folder / "memory.stat")
     cached = sum(statistics.get(f"{prefix}{kind}_file", 0) for kind in ("inactive", "active"))
-    memory = _limit(folder / f"memory.{limit}") - _used(folder / f"memory.{usage}") + cached
+    memory = _bytes(folder / f"memory.{limit}", math.inf) - _bytes(folder / f"memory.{usage}", 0) + cached
     if version == 2:
-        return memory + max(0, min(swap, _limit(folder / "memory.swap.max") - _used(folder / "memory.swap.current")))
-    with_swap = _limit(folder / "memory.memsw.limit_in_bytes") - _used(folder / "memory.memsw.usage_in_bytes") + cached
+        return memory + max(
+            0, min(swap, _bytes(folder / "memory.swap.max", math.inf) - _bytes(folder / "memory.swap.current", 0))
+        )
+    with_swap = (
+        _bytes(folder / "memory.memsw.limit_in_bytes", math.inf)
+        - _bytes(folder / "memory.memsw.usage_in_bytes", 0)
+        + cached
+    )
     return min(memory + swap, with_swap)
 
 
-def _limit(file: Path) -> float:
-    """A limit in bytes; infinite for "max", and where there is no such file."""
+def _bytes(file: Path, otherwise: float) -> float:
+    """The number in a file; ``otherwise`` where there is none, as in "max", or no such file."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
-        return math.inf
-
-
-def _used(file: Path) -> int:
-    """A count in bytes; 0 where there is no such file."""
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return 0
+        return otherwise
 
 
 def _numbers(file: Path, unit: int) -> dict[str, int]:
