@@ -107,7 +107,7 @@ class PackSources(sdist):
 def native_module() -> object:
     cxx = [*CXX_FLAGS, "-DPADDLE_ASGD_MODULE=_C", f'-DPADDLE_ASGD_BUILT_FOR_PADDLE="{paddle.__version__}"']
     headers = sorted(map(str, Path("csrc").glob("*.h")))
-    sources = ["csrc/paddle_op.cc", "csrc/paddle_module.cc", "csrc/asgd_cpu.cc"]
+    sources = ["csrc/paddle_asgd_op.cc", "csrc/paddle_module.cc", "csrc/asgd_cpu.cc"]
     if TOOLKIT is not None:
         nvcc = list(NVCC_FLAGS)
         if not os.environ.get("PADDLE_CUDA_ARCH_LIST"):
