@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import operator
 import reprlib
 from collections.abc import Collection, Iterable
 from typing import Any, NoReturn
@@ -73,6 +74,27 @@ def check_number(argument: str, value: Any) -> float:
         number = math.inf
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{argument}: received {_brief.repr(value)}, expected a finite number of at least 0")
+    return number
+
+
+def check_positive(argument: str, value: Any) -> float:
+    """A finite number above 0."""
+    number = check_number(argument, value)
+    if number == 0:
+        raise ValueError(f"{argument}: received {shown(value)}, expected a number above 0")
+    return number
+
+
+def check_int(argument: str, value: Any, least: int) -> int:
+    """A whole number, and nothing that merely counts as one: a bool would be a misplaced argument."""
+    try:
+        number = None if isinstance(value, (bool, np.bool_)) or is_tensor(value) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{argument}: received {shown(value)}, expected an int of at least {least}")
+    if number < least:
+        raise ValueError(f"{argument}: received {number}, expected an int of at least {least}")
     return number
 
 

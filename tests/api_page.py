@@ -30,24 +30,24 @@ def page() -> str:
     """The text of docs/api.md."""
     parts = [HEAD]
     for name in paddle_asgd.__all__:
-        parts += [f"## {name}\n", *of_class(name, getattr(paddle_asgd, name))]
+        parts += [f"## {name}\n", *of_name(name, getattr(paddle_asgd, name))]
     return "\n".join(parts)
 
 
-def of_class(name: str, cls: type) -> Iterator[str]:
+def of_name(name: str, value: Any) -> Iterator[str]:
     """One public name: how it is called, what it is for, its arguments, errors, example and members."""
-    doc = inspect.getdoc(cls) or ""
+    doc = inspect.getdoc(value) or ""
     yield f"{paragraph(doc.partition(chr(10) + chr(10))[0])}\n"
-    if issubclass(cls, Warning):
+    if isinstance(value, type) and issubclass(value, Warning):
         return
-    yield fenced(signature(name, cls), "")
+    yield fenced(signature(name, value), "")
     for title in ("Args", "Attributes", "Raises"):
         entries = section(doc, title)
         if entries:
             yield f"**{TITLES.get(title, title)}**\n"
             yield "\n".join(bullet(entry) for entry in entries) + "\n"
     yield fenced(textwrap.dedent("\n".join(body(doc, "Examples"))).strip("\n"), "pycon")
-    members = list(members_of(cls))
+    members = list(members_of(value)) if isinstance(value, type) else []
     if members:
         yield "**Methods and properties**\n"
         yield "\n".join(members) + "\n"

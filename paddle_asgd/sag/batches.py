@@ -6,14 +6,13 @@ Must not ask a loader for batches, nor know where a run stands (sampler.py).
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 from paddle.distributed import get_rank, get_world_size
 from paddle.io import BatchSampler, DataLoader, IterableDataset
 
-from ..arguments import is_tensor, refuse_state, shown
+from ..arguments import check_int, refuse_state, shown
 
 ORDERS = ("replacement", "reshuffle", "sequential")
 
@@ -125,19 +124,6 @@ def check_ranks(num_replicas: Any, rank: Any) -> tuple[int, int]:
     if own >= world:
         raise ValueError(f"rank: received {own}, expected less than num_replicas, which is {world}; pass both")
     return world, own
-
-
-def check_int(argument: str, value: Any, least: int) -> int:
-    """A whole number, and nothing that merely counts as one: a bool would be a misplaced argument."""
-    try:
-        number = None if isinstance(value, (bool, np.bool_)) or is_tensor(value) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{argument}: received {shown(value)}, expected an int of at least {least}")
-    if number < least:
-        raise ValueError(f"{argument}: received {number}, expected an int of at least {least}")
-    return number
 
 
 def check_state(value: Any, own: dict[str, Any], count: int, any_seed: bool) -> dict[str, Any]:

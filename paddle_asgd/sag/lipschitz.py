@@ -14,7 +14,7 @@ import paddle
 from paddle.base.framework import in_dygraph_mode
 from paddle.regularizer import L2Decay
 
-from ..arguments import check_number, dtype_name, is_tensor, shown
+from ..arguments import check_positive, dtype_name, is_tensor, shown
 from ..caller import warn
 from ..fused import FusedOptimizer
 from ..options import Options
@@ -105,8 +105,8 @@ class LipschitzSearch:
                 f"optimizer: received {shown(optimizer)}, expected one of this package with a batch_num, such as ASGD"
             )
         self._optimizer = optimizer
-        self._lipschitz = _check_positive("initial", initial)
-        self._factor = None if isinstance(factor, str) and factor == _AUTO else _check_positive("factor", factor)
+        self._lipschitz = check_positive("initial", initial)
+        self._factor = None if isinstance(factor, str) and factor == _AUTO else check_positive("factor", factor)
         self._order = OrderSeen(optimizer.batch_num)
         #: of L, since the loss was last asked for twice at the same parameters
         self._doublings = 0
@@ -181,7 +181,7 @@ class LipschitzSearch:
             raise TypeError(f"set_state_dict: received {shown(state_dict)}, expected a dict")
         if list(state_dict) != ["lipschitz"]:
             raise ValueError(f"set_state_dict: received the keys {list(state_dict)}, expected 'lipschitz' alone")
-        self._lipschitz = _check_positive("set_state_dict: lipschitz", state_dict["lipschitz"])
+        self._lipschitz = check_positive("set_state_dict: lipschitz", state_dict["lipschitz"])
 
     # ---- What the order of the batches allows -----------------------------------------------------------------------
 
@@ -341,14 +341,6 @@ def _curvature(options: Options) -> float:
         return float(options.regularizer._coeff) if isinstance(options.regularizer, L2Decay) else 0.0
     decay = options.weight_decay
     return decay.item() if is_tensor(decay) else decay
-
-
-def _check_positive(argument: str, value: Any) -> float:
-    """A finite number above 0."""
-    number = check_number(argument, value)
-    if number == 0:
-        raise ValueError(f"{argument}: received {shown(value)}, expected a number above 0")
-    return number
 
 
 def _check_loss(loss: Any) -> Any:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from paddle.io import BatchSampler, DataLoader
 
-from ..arguments import check_flag, shown
-from .batches import Batches, check_dataset, check_int, check_order, check_ranks, check_state, length_of
+from ..arguments import check_flag, check_int, shown
+from .batches import Batches, check_dataset, check_order, check_ranks, check_state, length_of
 
 _END = object()
 
