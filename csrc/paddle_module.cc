@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The door of dygraph: Python functions that take lists of tensors. Must not check a tensor (paddle_tensor.h) nor know
-// what a step is (paddle_asgd_op.cc).
+// what a step or an average is (paddle_asgd_op.cc, paddle_average_op.cc).
 #include "paddle_asgd_op.h"
+#include "paddle_average_op.h"
 #include "paddle_door.h"
 #include "plain_gradients.h"
 
@@ -74,6 +75,33 @@ void norm_function(const pybind11::object& params, const pybind11::object& d, co
       [&](const Received& r) { asgd_norm(r, batch_num, *total); });
 }
 
+void average_update_function(const pybind11::object& averages, const pybind11::object& values, double weight,
+                             const pybind11::object& copies, const pybind11::object& originals) {
+  answer(
+      "average_update",
+      [&]() {
+        AverageUpdate r;
+        r.averaged = {to_tensors(averages, "averages"), to_tensors(values, "values")};
+        r.weight = weight;
+        r.copied = {to_tensors(copies, "copies"), to_tensors(originals, "originals")};
+        return r;
+      },
+      [](const AverageUpdate& r) { average_update(r); });
+}
+
+void average_swap_function(const pybind11::object& averages, const pybind11::object& values,
+                           const pybind11::object& targets, const pybind11::object& sources) {
+  answer(
+      "average_swap",
+      [&]() {
+        AverageSwap r;
+        r.exchanged = {to_tensors(averages, "averages"), to_tensors(values, "values")};
+        r.assigned = {to_tensors(targets, "targets"), to_tensors(sources, "sources")};
+        return r;
+      },
+      [](const AverageSwap& r) { average_swap(r); });
+}
+
 }  // namespace
 }  // namespace paddle_asgd
 
@@ -93,6 +121,10 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
   module.def("asgd_norm", &paddle_asgd::norm_function, py::arg("params"), py::arg("d"), py::arg("m"),
              py::arg("masters"), py::arg("batch_num"), py::arg("indexed"), py::arg("batch_weights"),
              py::arg("weight_decay"), py::arg("sum"));
+  module.def("average_update", &paddle_asgd::average_update_function, py::arg("averages"), py::arg("values"),
+             py::arg("weight"), py::arg("copies"), py::arg("originals"));
+  module.def("average_swap", &paddle_asgd::average_swap_function, py::arg("averages"), py::arg("values"),
+             py::arg("targets"), py::arg("sources"));
   module.def("plain_gradients", &paddle_asgd::plain_gradients, py::arg("parameters"), py::arg("trainable"),
              py::arg("multipliers"));
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
+from .averages.averaged_model import AveragedModel
 from .averages.rules import ema, power_ema, swa
 from .sag.asgd import ASGD
 from .sag.callback import BatchIndexCallback
@@ -10,6 +11,7 @@ from .sag.watch import SlotMismatchWarning
 
 __all__ = [
     "ASGD",
+    "AveragedModel",
     "BatchIndexCallback",
     "FixedBatchSampler",
     "LipschitzSearch",

@@ -170,6 +170,54 @@ def asgd_norm(
     _C.asgd_norm(params, d, m, masters, batch_num, indexed, batch_weights, weight_decay, total)
 
 
+def average_update(
+    averages: Tensors, values: Tensors, weight: float, copies: Tensors = (), originals: Tensors = ()
+) -> None:
+    """Move averages towards the values that they follow, and renew copies; dygraph only.
+
+    ``a <- a + weight * (x - a)`` for each average a and its value x, one pass over the memory and no temporary. The
+    formula is in ``csrc/average_formula.h``.
+
+    Args:
+        averages: float32 or float64; written.
+        values: of the same shapes, float16, bfloat16, float32 or, with a float64 average, float64.
+        weight: a number from 0 to 1; with 1 the averages become the values, to the bit.
+        copies: of any dtype; written.
+        originals: what they become, of the same shapes and dtypes.
+
+    Raises:
+        TypeError: an argument is not of the kind it must be.
+        ValueError: a list, shape, dtype, layout, place or the weight does not fit. Nothing has been written.
+        RuntimeError: the library does not serve the tensors' device, or CUDA reports an error.
+    """
+    _C.average_update(averages, values, weight, copies, originals)
+
+
+def average_swap(averages: Tensors, values: Tensors, targets: Tensors = (), sources: Tensors = ()) -> None:
+    """Exchange the contents of tensors in place, and write others in the dtype that they have; dygraph only.
+
+    Args:
+        averages: of any dtype; written with what ``values`` held.
+        values: of the same shapes and dtypes; written with what ``averages`` held.
+        targets: written with ``sources``, each rounded once if the dtypes differ.
+        sources: of the same shapes; float32 or float64, or of the target's own dtype.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``average_update``. Nothing has been written.
+    """
+    _C.average_swap(averages, values, targets, sources)
+
+
+def average_update_call(*arguments: Any) -> Callable[[], None]:
+    """A call of ``average_update`` with all its arguments, yet to be made: of C++ alone."""
+    return partial(_C.average_update, *arguments)
+
+
+def average_swap_call(*arguments: Any) -> Callable[[], None]:
+    """The same of ``average_swap``."""
+    return partial(_C.average_swap, *arguments)
+
+
 def plain_gradients(parameters: list, trainable: list, multipliers: list) -> list | None:
     """The gradients for a step that is like the last one but for them; None if it may not be. Dygraph only.
 
