@@ -2,6 +2,7 @@
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
 from .averages.averaged_model import AveragedModel
+from .averages.callback import WeightAveraging
 from .averages.rules import ema, power_ema, swa
 from .sag.asgd import ASGD
 from .sag.callback import BatchIndexCallback
@@ -16,6 +17,7 @@ __all__ = [
     "FixedBatchSampler",
     "LipschitzSearch",
     "SlotMismatchWarning",
+    "WeightAveraging",
     "ema",
     "power_ema",
     "swa",

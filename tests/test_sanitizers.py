@@ -36,7 +36,7 @@ BUILDS = {
 }
 NEEDED = {"v3": {"avx2", "fma", "f16c", "bmi2"}, "v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}}
 # Those that run a kernel, and those that do not.
-DRIVEN = ("step", "promises", "variants", "watch", "norm")
+DRIVEN = ("step", "promises", "variants", "watch", "norm", "average")
 PROGRAMS = [
     "half",
     "formula",
