@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "shortcut: is about the shortcut itself, and senseless with --no-shortcut")
     # Paddle's own optimizers and to_static say this from 3.2 on; test_static.py forbids it to ours.
     config.addinivalue_line("filterwarnings", "ignore:(Tensor|Value) do not have 'place' interface:UserWarning")
+    # Paddle's BatchNorm says this at every step in training.
+    config.addinivalue_line("filterwarnings", "ignore:When training, we now always track global mean:UserWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge: SAG in float64 NumPy, one line of code for one line of the formula. Must know nothing of the package, of
-Paddle, or of how either computes.
+"""The judge: SAG in float64 NumPy, and averages of weights, one line of code for one line of the formula. Must know
+nothing of the package, of Paddle, or of how either computes.
 """
 
 from __future__ import annotations
@@ -90,3 +90,8 @@ class Sag:
             expected, bound = getattr(self, name)[p], tolerance * scales[name].max(initial=1)
             assert state[name].shape == expected.shape, name
             np.testing.assert_allclose(state[name], expected, rtol=0, atol=bound, err_msg=f"{name} of parameter {p}")
+
+
+def average(a: np.ndarray, x: np.ndarray, weight: float) -> np.ndarray:
+    """One update of an average of weights, in the precision of ``a``."""
+    return a + a.dtype.type(weight) * (x.astype(a.dtype) - a)

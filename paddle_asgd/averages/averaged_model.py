@@ -310,8 +310,8 @@ class AveragedModel:
         are written, too.
         """
         _check_model(model)
-        own, targets = {name for entry in self._tensors.entries for name in entry.names}, named_tensors(model)
-        differing = sorted(own.symmetric_difference(targets))
+        targets = named_tensors(model)
+        differing = sorted(set(self._tensors.names).symmetric_difference(targets))
         if differing:
             raise ValueError(
                 f"model: received one {'with' if differing[0] in targets else 'without'} {differing[0]!r}, expected "

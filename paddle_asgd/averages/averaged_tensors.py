@@ -65,6 +65,8 @@ class AveragedTensors:
     def __init__(self, model: Any, optimizer: Any, exclude: Any, average_all: bool, dtype: str) -> None:
         self._optimizer, self._dtype = optimizer, dtype
         entries: dict[int, Entry] = {}
+        #: in the order of the model
+        self.names = list(named_tensors(model))
         for name, tensor in named_tensors(model).items():
             entries.setdefault(id(tensor), Entry(tensor)).names.append(name)
         self.entries = list(entries.values())
@@ -160,7 +162,7 @@ class AveragedTensors:
                 sources.append(source)
             found.update(dict.fromkeys(entry.names, copy))
         native.average_swap([], [], targets, sources)
-        return found
+        return {name: found[name] for name in self.names}
 
     def write_call(self, targets: dict[str, Any], swapped: bool) -> Callable[[], None]:
         """Prepare the call that writes all averages and copies into the tensors of a model with these names.
