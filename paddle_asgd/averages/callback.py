@@ -17,7 +17,7 @@ from .averaged_model import AveragedModel
 from .rules import check_rule, ema
 
 #: What is added to the path of a save: the weights for ``model.load``, and the state for ``WeightAveraging.load``.
-WEIGHTS, STATE = ".average.pdparams", ".pdaverage"
+WEIGHTS, STATE = "_average.pdparams", ".pdaverage"
 
 
 class WeightAveraging(Callback):
@@ -29,7 +29,7 @@ class WeightAveraging(Callback):
     the average, wherever it stands in the list. If an evaluation ends with an error, the weights come back at once.
 
     Every ``model.save(path)`` during ``fit``, that of ``ModelCheckpoint`` included, also writes the average: as weights
-    to ``path.average.pdparams``, for ``model.load(path + ".average")``, and with its counts to ``path.pdaverage``, for
+    to ``path_average.pdparams``, for ``model.load(path + "_average")``, and with its counts to ``path.pdaverage``, for
     ``load(path)`` here.
 
     Args:
