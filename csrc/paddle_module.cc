@@ -75,14 +75,19 @@ void norm_function(const pybind11::object& params, const pybind11::object& d, co
       [&](const Received& r) { asgd_norm(r, batch_num, *total); });
 }
 
-void average_update_function(const pybind11::object& averages, const pybind11::object& values, double weight,
-                             const pybind11::object& copies, const pybind11::object& originals) {
+void average_update_function(const pybind11::object& averages, const pybind11::object& values,
+                             const pybind11::object& weight, const pybind11::object& copies,
+                             const pybind11::object& originals) {
   answer(
       "average_update",
       [&]() {
         AverageUpdate r;
         r.averaged = {to_tensors(averages, "averages"), to_tensors(values, "values")};
-        r.weight = weight;
+        r.weight = PyFloat_AsDouble(weight.ptr());
+        if (PyErr_Occurred()) {
+          PyErr_Clear();
+          wrong_type("weight", weight.ptr(), "a number");
+        }
         r.copied = {to_tensors(copies, "copies"), to_tensors(originals, "originals")};
         return r;
       },
