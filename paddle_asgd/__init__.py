@@ -2,6 +2,9 @@
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
 from .averages.rules import ema, power_ema, swa
+from .averages.swalr import SWALR
+from .averages.trigger import NonMonotonicTrigger
+from .averages.update_bn import update_bn
 from .sag.asgd import ASGD
 from .sag.callback import BatchIndexCallback
 from .sag.lipschitz import LipschitzSearch
@@ -10,12 +13,15 @@ from .sag.watch import SlotMismatchWarning
 
 __all__ = [
     "ASGD",
+    "SWALR",
     "BatchIndexCallback",
     "FixedBatchSampler",
     "LipschitzSearch",
+    "NonMonotonicTrigger",
     "SlotMismatchWarning",
     "ema",
     "power_ema",
     "swa",
+    "update_bn",
 ]
 __version__ = "0.1.0"
