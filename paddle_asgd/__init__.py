@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
+from .averages.post_hoc import posthoc_weights
 from .averages.rules import ema, power_ema, swa
 from .averages.swalr import SWALR
 from .averages.trigger import NonMonotonicTrigger
@@ -20,6 +21,7 @@ __all__ = [
     "NonMonotonicTrigger",
     "SlotMismatchWarning",
     "ema",
+    "posthoc_weights",
     "power_ema",
     "swa",
     "update_bn",
