@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The floor of a step: moves the bytes that a step must move and computes nothing. Must not know the formula.
+// The floor of a step: moves the bytes that a step must move and computes nothing. Must not know the formula of SAG.
 //
 // It works on the memory of a real optimizer: the same addresses, pages and number of tensors. Gradients are constant
 // while timing, so a slot holds the gradient already, `change` is 0, and everything that is written is what was there;
@@ -46,7 +46,30 @@ CLONES void move_16_bit(uint16_t* __restrict__ param, const uint16_t* __restrict
   }
 }
 
+CLONES void move_average(float* __restrict__ average, const float* __restrict__ value, float weight, int64_t numel) {
+  for (int64_t e = 0; e < numel; ++e) average[e] += weight * (value[e] - average[e]);
+}
+
 }  // namespace
+
+// What an update of averages cannot do without, in one pass: `param` is read, and `d`, a float32, is read and written.
+extern "C" void move_averages(const Tensor* tensors, int64_t count, float weight) {
+  for (const Tensor* t = tensors; t < tensors + count; ++t) {
+    move_average(reinterpret_cast<float*>(t->d), static_cast<const float*>(t->param), weight, t->numel);
+  }
+}
+
+// What a swap cannot do without, twice: both are read and written.
+extern "C" void exchange_bytes(const Tensor* tensors, int64_t count) {
+  for (const Tensor* t = tensors; t < tensors + count; ++t) {
+    uint32_t *a = t->d, *b = static_cast<uint32_t*>(t->param);
+    for (int64_t e = 0; e < t->numel; ++e) {
+      const uint32_t kept = a[e];
+      a[e] = b[e];
+      b[e] = kept;
+    }
+  }
+}
 
 extern "C" void move_bytes(const Tensor* tensors, int64_t count, int64_t slot) {
   for (const Tensor* t = tensors; t < tensors + count; ++t) {

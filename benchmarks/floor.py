@@ -34,8 +34,29 @@ def library() -> ctypes.CDLL | None:
             return None
         loaded = ctypes.CDLL(str(path))
     loaded.move_bytes.argtypes = (ctypes.POINTER(Tensor), ctypes.c_int64, ctypes.c_int64)
-    loaded.move_bytes.restype = None
+    loaded.move_averages.argtypes = (ctypes.POINTER(Tensor), ctypes.c_int64, ctypes.c_float)
+    loaded.exchange_bytes.argtypes = (ctypes.POINTER(Tensor), ctypes.c_int64)
+    for function in (loaded.move_bytes, loaded.move_averages, loaded.exchange_bytes):
+        function.restype = None
     return loaded
+
+
+def averages_only(averages: list, params: list, weight: float) -> tuple[Callable[[], None], Callable[[], None]]:
+    """An update of averages in one pass of C and nothing else, and an exchange of them with the parameters."""
+    tensors = (Tensor * len(params))()
+    for tensor, average, param in zip(tensors, averages, params):
+        tensor.param, tensor.d, tensor.numel = param.data_ptr(), average.data_ptr(), param.numel().item()
+    loaded, count = library(), len(params)
+
+    def update() -> None:
+        loaded.move_averages(tensors, count, weight)
+
+    def exchange() -> None:
+        loaded.exchange_bytes(tensors, count)
+
+    # Keeps the memory alive that the pointers lead to.
+    update.tensors = exchange.tensors = (averages, params)
+    return update, exchange
 
 
 def bytes_only(optimizer: Any, params: list, batches: int) -> Callable[[], None]:

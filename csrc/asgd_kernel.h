@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a kernel takes and the two entry points, one a device. Raw pointers only: must not include Paddle or CUDA.
-// Whoever calls has checked every size, dtype and place before (paddle_op.cc); the kernels trust what they are given.
+// Whoever calls has checked every size, dtype and place before (paddle_asgd_op.cc); the kernels trust what they are
+// given.
 #pragma once
 
 #include <cstdint>
 
-#include "platform.h"
+#include "kernel_arguments.h"
 
 namespace paddle_asgd {
-
-enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // One parameter and its state. The arithmetic is done in double for a float64 parameter and in float for all others.
 struct TensorArgs {
@@ -36,20 +35,6 @@ struct GradientRows {
   const GradientRow* end;
   int64_t width;  // elements of a row; 0: this gradient is dense
 };
-
-// A number that is either known to the host or lies in the memory of the device that the kernel runs on.
-struct Scalar {
-  const void* data;  // null: `value` holds
-  DType dtype;       // of `data`: float32 or float64
-  double value;
-};
-
-// Called where `data` lies.
-PADDLE_ASGD_HOST_DEVICE double load(const Scalar& scalar) {
-  if (scalar.data == nullptr) return scalar.value;
-  return scalar.dtype == DType::kFloat64 ? *static_cast<const double*>(scalar.data)
-                                         : static_cast<double>(*static_cast<const float*>(scalar.data));
-}
 
 // Which slot this step's batch has, if the user says so.
 struct BatchIndex {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Conversions between the 16-bit floating formats and float32, rounding to nearest even, the same bits on host and
-// device. Must not use Paddle's or the compiler's own half types: their rounding differs between versions and flags.
+// Conversions between the 16-bit floating formats and float32 or float64, rounding once to nearest even, the same bits
+// on host and device. Must not use Paddle's or the compiler's own half types: their rounding differs between versions
+// and flags.
 #pragma once
 
 #include <cstdint>
@@ -68,6 +69,15 @@ PADDLE_ASGD_HOST_DEVICE BFloat16 narrow_to_bfloat16(float value) {
   return BFloat16{static_cast<uint16_t>(value != value ? nan : rounded)};
 }
 
+// The float32 next to `value` towards zero, its last bit set if that is not exact. Rounded on to 16 bits it gives what
+// one rounding of `value` gives: float32 has two bits more than that needs.
+PADDLE_ASGD_HOST_DEVICE float round_to_odd(double value) {
+  const float nearest = static_cast<float>(value);
+  const double back = static_cast<double>(nearest);
+  const bool beyond = value < 0 ? back < value : back > value;
+  return bits_to_float((float_to_bits(nearest) - (beyond ? 1u : 0u)) | (back != value ? 1u : 0u));
+}
+
 // Storage type to and from the type the arithmetic is done in.
 PADDLE_ASGD_HOST_DEVICE float widen(float value) { return value; }
 PADDLE_ASGD_HOST_DEVICE double widen(double value) { return value; }
@@ -75,5 +85,10 @@ PADDLE_ASGD_HOST_DEVICE void narrow(float value, Float16* out) { *out = narrow_t
 PADDLE_ASGD_HOST_DEVICE void narrow(float value, BFloat16* out) { *out = narrow_to_bfloat16(value); }
 PADDLE_ASGD_HOST_DEVICE void narrow(float value, float* out) { *out = value; }
 PADDLE_ASGD_HOST_DEVICE void narrow(double value, double* out) { *out = value; }
+// Of a float64 average.
+PADDLE_ASGD_HOST_DEVICE void narrow(double value, Float16* out) { *out = narrow_to_float16(round_to_odd(value)); }
+PADDLE_ASGD_HOST_DEVICE void narrow(double value, BFloat16* out) { *out = narrow_to_bfloat16(round_to_odd(value)); }
+PADDLE_ASGD_HOST_DEVICE void narrow(double value, float* out) { *out = static_cast<float>(value); }
+PADDLE_ASGD_HOST_DEVICE void narrow(float value, double* out) { *out = value; }
 
 }  // namespace paddle_asgd

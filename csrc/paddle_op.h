@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both doors hand over, and the functions behind them. Must not know how an operator or a Python function arrives.
+// What the operators of all optimizers share: lists of tensors, the device that a call runs on, and errors in the form
+// that executors pass on. Must not know any one operator's arguments.
 #pragma once
 
-#include <optional>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "paddle/common/enforce.h"
 #include "paddle_tensor.h"
 
 namespace paddle_asgd {
@@ -17,29 +19,68 @@ struct DeviceError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The arguments of one step as both doors deliver them. All lists run parallel to `params`.
-struct Received {
-  Tensors params, grads, d, y, m;
-  std::optional<Tensors> masters;
-  const Tensor* learning_rate = nullptr;  // null: the number beside it holds
-  double learning_rate_value = 0;
-  const Tensor* weight_decay = nullptr;
-  double weight_decay_value = 0;
-  const Tensor* found_inf = nullptr;
-  bool has_batch_index = false;
-  const Tensor* batch_index = nullptr;
-  int64_t batch_index_value = 0;
-  const Tensor* batch_weights = nullptr;
-  bool has_theta = false;
-  const Tensor* theta = nullptr;
-  double theta_value = 0;
-  const Tensor* watch = nullptr;
+// A number as both doors deliver it.
+struct Number {
+  const Tensor* tensor = nullptr;  // null: `value` holds
+  double value = 0;
 };
 
-// One step. Nothing is written before everything has been checked; nothing at all if `check_only`.
-void asgd_update(const Received& r, bool check_only = false);
+// The number as a kernel takes it; a tensor must lie on the host or on `place`.
+inline Scalar scalar(const char* what, const Number& number, const Place& place) {
+  return scalar(what, number.tensor, number.value, place);
+}
 
-// The squares of the whole gradient as far as the histories know it, added to `sum`. An empty list adds nothing.
-void asgd_norm(const Received& r, int64_t batch_num, const Tensor& sum);
+inline void check_length(const char* what, size_t received, size_t expected) {
+  if (received == expected) return;
+  refuse(std::string("number of ") + what, std::to_string(received), std::to_string(expected) + ", one a parameter");
+}
+
+// Runs on the device where `first` is: its kernel there returns CUDA's words about what went wrong, or null.
+template <typename OnCpu, typename OnGpu>
+void run_on_device(const Tensor& first, const OnCpu& on_cpu, [[maybe_unused]] const OnGpu& on_gpu) {
+  const Place place = first.place();
+  if (place.GetType() == phi::AllocationType::CPU) return on_cpu();
+#ifdef PADDLE_WITH_CUDA
+  if (place.GetType() == phi::AllocationType::GPU) {
+    const char* error = on_gpu(place.GetDeviceId(), first.stream());
+    if (error == nullptr) return;
+    throw DeviceError(std::string("CUDA says: ") + error);
+  }
+#endif
+  throw DeviceError("parameters on " + show(place) + ", but this build of paddle_asgd serves " +
+#ifdef PADDLE_WITH_CUDA
+                    "the CPU and NVIDIA GPUs only; move the parameters there");
+#else
+                    "the CPU only. Rebuild it where nvcc and a GPU build of Paddle are installed: "
+                    "pip install --no-build-isolation --force-reinstall --no-deps .");
+#endif
+}
+
+// After a forward and a backward pass the tensors' descriptions are in no cache, and a call on many small tensors waits
+// for them more than for anything else. So those of a later parameter are fetched while this one is checked.
+constexpr size_t kAhead = 8;
+
+inline void fetch_description(const Tensor& t) {
+  const char* description = reinterpret_cast<const char*>(t.impl().get());
+  for (int line = 0; line < 5; ++line) __builtin_prefetch(description + 64 * line);
+}
+
+inline Tensors addresses(const std::vector<Tensor>& tensors) {
+  Tensors result;
+  for (const Tensor& t : tensors) result.push_back(&t);
+  return result;
+}
+
+// Makes the call of a static graph's operator. Executors keep the text of Paddle's own exceptions only.
+template <typename Call>
+void run_operator(const char* name, const Call& call) {
+  try {
+    call();
+  } catch (const ArgumentError& error) {
+    PADDLE_THROW(common::errors::InvalidArgument("%s: %s", name, error.what()));
+  } catch (const DeviceError& error) {
+    PADDLE_THROW(common::errors::Fatal("%s: %s", name, error.what()));
+  }
+}
 
 }  // namespace paddle_asgd

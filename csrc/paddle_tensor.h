@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads and checks what Paddle hands over: the dimensions, dtype, place and memory of one tensor at a time. Must not
-// compute, launch, or know what a step is (paddle_op.cc). What is returned holds for one call: never keep a pointer.
+// compute, launch, or know what a step is (paddle_asgd_op.cc). What is returned holds for one call: never keep a
+// pointer.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "asgd_kernel.h"
-#include "asgd_slots.h"
+#include "kernel_arguments.h"
 #include "paddle/common/ddim.h"
 #include "paddle/extension.h"
 // Its error reporting asks for the headers of cuBLAS, cuDNN and more, which a toolkit need not have. Nothing that is
@@ -27,13 +27,13 @@ using paddle::Place;
 using paddle::Tensor;
 using phi::DenseTensor;
 
-// What was received does not fit. Becomes a ValueError at both doors.
+// What was received does not fit. Becomes a ValueError at both doors, which put the name of their operator before it.
 struct ArgumentError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
 [[noreturn]] inline void refuse(const std::string& what, const std::string& received, const std::string& expected) {
-  throw ArgumentError("asgd_update_: " + what + ": received " + received + ", expected " + expected);
+  throw ArgumentError(what + ": received " + received + ", expected " + expected);
 }
 
 inline std::string show(const DDim& shape) {
@@ -63,7 +63,8 @@ inline const DenseTensor* dense_tensor(const Tensor& t) {
   return impl != nullptr && DenseTensor::classof(impl) ? static_cast<const DenseTensor*>(impl) : nullptr;
 }
 
-// Place's own comparison computes two hashes. Kinds of custom devices are not told apart: none is served (run).
+// Place's own comparison computes two hashes. Kinds of custom devices are not told apart: none is served
+// (run_on_device).
 inline bool same(const Place& a, const Place& b) {
   return a.GetType() == b.GetType() && a.GetDeviceId() == b.GetDeviceId();
 }
@@ -194,27 +195,6 @@ inline Scalar scalar(const char* what, const Tensor* t, double value, const Plac
     refuse(what, "a tensor on " + show(*memory.place), show(place) + ", where the parameters are");
   }
   return number;
-}
-
-// A slot of the history. What the host can read is checked here, the rest by the kernel, which cannot raise.
-inline BatchIndex batch_index(const Tensor* t, int64_t value, int64_t batch_num, const Place& place) {
-  BatchIndex index{true, nullptr, value};
-  if (t != nullptr) {
-    const std::string expected = "one int64 on the host or on " + show(place);
-    const Memory memory = one_element("batch_index", *t, expected);
-    const bool on_host = memory.place->GetType() == phi::AllocationType::CPU;
-    if (t->dtype() != DataType::INT64 || !(on_host || same(*memory.place, place))) {
-      refuse("batch_index", show(t->dtype()) + " on " + show(*memory.place), expected);
-    }
-    index.data = static_cast<const int64_t*>(memory.begin);
-    if (!on_host) return index;
-    index = BatchIndex{true, nullptr, load(index)};
-  }
-  if (!in_range(index.value, batch_num)) {
-    refuse("batch_index", std::to_string(index.value),
-           "0 to " + std::to_string(batch_num - 1) + ", for batch_num is " + std::to_string(batch_num));
-  }
-  return index;
 }
 
 // `count` numbers of float64 where the parameters are, or null.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
+from .averages.averaged_model import AveragedModel
 from .averages.post_hoc import posthoc_weights
 from .averages.rules import ema, power_ema, swa
 from .averages.swalr import SWALR
@@ -15,6 +16,7 @@ from .sag.watch import SlotMismatchWarning
 __all__ = [
     "ASGD",
     "SWALR",
+    "AveragedModel",
     "BatchIndexCallback",
     "FixedBatchSampler",
     "LipschitzSearch",

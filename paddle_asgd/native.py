@@ -21,13 +21,12 @@ from paddle.utils.cpp_extension import load_op_meta_info_and_register_op
 
 from .caller import warn
 
-_OPERATOR = "asgd_update_"
 _LIBRARY = Path(__file__).with_name("_C.so")
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
 def _load(path: Path = _LIBRARY) -> ModuleType:
-    """Load the library and register its operator; ImportError says how to build it if it cannot be loaded."""
+    """Load the library and register its operators; ImportError says how to build it if it cannot be loaded."""
     if not path.is_file():
         raise ImportError(
             f"paddle_asgd: its native library {path} does not exist. Build it in the project's folder with: {REBUILD} "
@@ -69,6 +68,12 @@ _C = _load()
 _warn_without_cuda(_C)
 
 Tensors = Sequence[Any]
+
+#: the inputs of the operator, in the order of PD_BUILD_OP
+_ASGD_INPUTS = (
+    *("params", "grads", "learning_rate", "weight_decay", "d", "y", "m", "masters", "found_inf"),
+    *("batch_index", "batch_weights", "theta", "watch"),
+)
 
 
 def asgd_update(
@@ -123,18 +128,11 @@ def asgd_update(
             *(batch_index, batch_weights, theta, watch),
         )
         return
-    _check_static(params, masters, learning_rate=learning_rate, weight_decay=weight_decay)
-    if in_pir_mode():
-        outputs = _C_ops._run_custom_op(
-            *(_OPERATOR, params, grads, learning_rate, weight_decay, d, y, m, masters, found_inf),
-            *(batch_index, batch_weights, theta, watch),
-        )
-        _drop_splits(outputs, len(params))
-    else:
-        written = {"params": params, "d": d, "y": y, "m": m, "masters": masters, "watch": watch}
-        read = {"grads": grads, "learning_rate": learning_rate, "weight_decay": weight_decay, "found_inf": found_inf}
-        read.update(batch_index=batch_index, batch_weights=batch_weights, theta=theta)
-        _append_to_block(written, read)
+    _check_static("asgd_update_", params, masters, learning_rate=learning_rate, weight_decay=weight_decay)
+    read = {"grads": grads, "learning_rate": learning_rate, "weight_decay": weight_decay, "found_inf": found_inf}
+    read.update(batch_index=batch_index, batch_weights=batch_weights, theta=theta)
+    written = {"params": params, "d": d, "y": y, "m": m, "masters": masters, "watch": watch}
+    _append_operator("asgd_update_", _ASGD_INPUTS, written, read)
 
 
 def asgd_call(*arguments: Any) -> Callable[[], None]:
@@ -172,6 +170,54 @@ def asgd_norm(
     _C.asgd_norm(params, d, m, masters, batch_num, indexed, batch_weights, weight_decay, total)
 
 
+def average_update(
+    averages: Tensors, values: Tensors, weight: float, copies: Tensors = (), originals: Tensors = ()
+) -> None:
+    """Move averages towards the values that they follow, and renew copies; dygraph only.
+
+    ``a <- a + weight * (x - a)`` for each average a and its value x, one pass over the memory and no temporary. The
+    formula is in ``csrc/average_formula.h``.
+
+    Args:
+        averages: float32 or float64; written.
+        values: of the same shapes, float16, bfloat16, float32 or, with a float64 average, float64.
+        weight: a number from 0 to 1; with 1 the averages become the values, to the bit.
+        copies: of any dtype; written.
+        originals: what they become, of the same shapes and dtypes.
+
+    Raises:
+        TypeError: an argument is not of the kind it must be.
+        ValueError: a list, shape, dtype, layout, place or the weight does not fit. Nothing has been written.
+        RuntimeError: the library does not serve the tensors' device, or CUDA reports an error.
+    """
+    _C.average_update(averages, values, weight, copies, originals)
+
+
+def average_swap(averages: Tensors, values: Tensors, targets: Tensors = (), sources: Tensors = ()) -> None:
+    """Exchange the contents of tensors in place, and write others in the dtype that they have; dygraph only.
+
+    Args:
+        averages: of any dtype; written with what ``values`` held.
+        values: of the same shapes and dtypes; written with what ``averages`` held.
+        targets: written with ``sources``, each rounded once if the dtypes differ.
+        sources: of the same shapes; float32 or float64, or of the target's own dtype.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``average_update``. Nothing has been written.
+    """
+    _C.average_swap(averages, values, targets, sources)
+
+
+def average_update_call(*arguments: Any) -> Callable[[], None]:
+    """A call of ``average_update`` with all its arguments, yet to be made: of C++ alone."""
+    return partial(_C.average_update, *arguments)
+
+
+def average_swap_call(*arguments: Any) -> Callable[[], None]:
+    """The same of ``average_swap``."""
+    return partial(_C.average_swap, *arguments)
+
+
 def plain_gradients(parameters: list, trainable: list, multipliers: list) -> list | None:
     """The gradients for a step that is like the last one but for them; None if it may not be. Dygraph only.
 
@@ -187,16 +233,33 @@ def plain_gradients(parameters: list, trainable: list, multipliers: list) -> lis
     return _C.plain_gradients(parameters, trainable, multipliers)
 
 
-def _check_static(params: Tensors, masters: Tensors | None, **scalars: Any) -> None:
-    """What would end the process when the operator is built."""
+def _check_static(operator: str, params: Tensors, masters: Tensors | None, **scalars: Any) -> None:
+    """Refuse what would end the process when the operator is built."""
     if not params or (masters is not None and len(masters) != len(params)):
         raise ValueError(
-            f"asgd_update_: received {len(params)} params and {'no' if masters is None else len(masters)} masters, "
+            f"{operator}: received {len(params)} params and {'no' if masters is None else len(masters)} masters, "
             "expected at least one of params, and masters None or as many"
         )
     for name, value in scalars.items():
         if isinstance(value, (int, float)) or value is None:
-            raise TypeError(f"asgd_update_: {name}: received {value!r}, expected a variable of the static graph")
+            raise TypeError(f"{operator}: {name}: received {value!r}, expected a variable of the static graph")
+
+
+def _append_operator(operator: str, order: tuple[str, ...], written: dict[str, Any], read: dict[str, Any]) -> None:
+    """Append an operator to the static graph, in either of Paddle's graph formats.
+
+    Args:
+        operator: its name.
+        order: the names of its inputs, as it was registered with them.
+        written: the inputs that it writes, ``params`` first; None for one that it goes without.
+        read: all other inputs, likewise.
+    """
+    if in_pir_mode():
+        given = {**written, **read}
+        outputs = _C_ops._run_custom_op(operator, *(given[name] for name in order))
+        _drop_splits(outputs, len(written["params"]))
+    else:
+        _append_to_block(operator, written, read)
 
 
 def _drop_splits(outputs: list, length: int) -> None:
@@ -210,17 +273,17 @@ def _drop_splits(outputs: list, length: int) -> None:
             split.get_parent_block().remove_op(split)
 
 
-def _append_to_block(written: dict[str, Any], read: dict[str, Any]) -> None:
+def _append_to_block(operator: str, written: dict[str, Any], read: dict[str, Any]) -> None:
     """Append the operator to a block of the graph format before PIR, whose slots carry the kind of their input."""
     inputs = {name: value for name, value in {**written, **read}.items() if value is not None}
     outputs = {f"{name}_out": value for name, value in written.items() if value is not None}
-    proto = OpProtoHolder.instance().get_op_proto(_OPERATOR)
+    proto = OpProtoHolder.instance().get_op_proto(operator)
 
     def spelled(slots: Any, given: dict) -> dict:
         return {slot.name: given[slot.name.split("@")[0]] for slot in slots if slot.name.split("@")[0] in given}
 
-    LayerHelper(_OPERATOR).append_op(
-        type=_OPERATOR,
+    LayerHelper(operator).append_op(
+        type=operator,
         inputs=spelled(proto.inputs, inputs),
         outputs=spelled(proto.outputs, outputs),
         stop_gradient=True,

@@ -33,9 +33,23 @@ class StateTensor(NamedTuple):
     later: bool = False
 
 
+#: Each of them may be what the user or a wrapper calls for a step in dygraph; some call others.
+WAYS_TO_A_STEP = ("step", "minimize", "_apply_optimize")
+
+
 def is_16_bit(param: Any) -> bool:
     """Whether the parameter is float16 or bfloat16."""
     return dtype_name(param.dtype) in ("float16", "bfloat16")
+
+
+def masters_of(optimizer: Any) -> dict[str, Any]:
+    """The master weights of any Paddle optimizer, by the names of their parameters."""
+    return getattr(optimizer, "_master_weights", None) or {}
+
+
+def skipped_its_step(optimizer: Any) -> bool:
+    """Whether the last step of any Paddle optimizer changed nothing because GradScaler had found an Inf or a NaN."""
+    return bool(getattr(optimizer, "_auxiliary_vars", {}).get("found_inf"))
 
 
 class ParameterState:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step, from what Paddle hands over to the kernel's arguments. Two doors lead here: the operator `asgd_update_` of
-// static graphs, below, and dygraph's Python functions (paddle_module.cc). Must not compute, nor read a tensor itself
-// (paddle_tensor.h).
-#include "paddle_op.h"
+// One step of SAG, from what Paddle hands over to the kernel's arguments. Two doors lead here: the operator
+// `asgd_update_` of static graphs, below, and dygraph's Python functions (paddle_module.cc). Must not compute, nor read
+// a tensor itself (paddle_tensor.h).
+#include "paddle_asgd_op.h"
 
 #include <string>
 #include <vector>
@@ -10,17 +10,11 @@
 #include "asgd_kernel.h"
 #include "asgd_slots.h"
 #include "asgd_watch.h"
-#include "paddle/common/enforce.h"
 #include "paddle/extension.h"
 #include "paddle_rows.h"
 
 namespace paddle_asgd {
 namespace {
-
-void check_length(const char* what, size_t received, size_t expected) {
-  if (received == expected) return;
-  refuse(std::string("number of ") + what, std::to_string(received), std::to_string(expected) + ", one a parameter");
-}
 
 // The slots of a history that fits the parameter: y is [slots, *dims].
 int64_t slots_of(const Check& check, const DDim& history, const DDim& dims) {
@@ -87,41 +81,34 @@ TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int6
   return t;
 }
 
-// Runs on the device where `first` is: its kernel there returns CUDA's words about what went wrong, or null.
-template <typename OnCpu, typename OnGpu>
-void on_device(const Tensor& first, const OnCpu& on_cpu, [[maybe_unused]] const OnGpu& on_gpu) {
-  const Place place = first.place();
-  if (place.GetType() == phi::AllocationType::CPU) return on_cpu();
-#ifdef PADDLE_WITH_CUDA
-  if (place.GetType() == phi::AllocationType::GPU) {
-    const char* error = on_gpu(place.GetDeviceId(), first.stream());
-    if (error == nullptr) return;
-    throw DeviceError(std::string("asgd_update_: CUDA says: ") + error);
+// A slot of the history. What the host can read is checked here, the rest by the kernel, which cannot raise.
+BatchIndex batch_index(const Tensor* t, int64_t value, int64_t batch_num, const Place& place) {
+  BatchIndex index{true, nullptr, value};
+  if (t != nullptr) {
+    const std::string expected = "one int64 on the host or on " + show(place);
+    const Memory memory = one_element("batch_index", *t, expected);
+    const bool on_host = memory.place->GetType() == phi::AllocationType::CPU;
+    if (t->dtype() != DataType::INT64 || !(on_host || same(*memory.place, place))) {
+      refuse("batch_index", show(t->dtype()) + " on " + show(*memory.place), expected);
+    }
+    index.data = static_cast<const int64_t*>(memory.begin);
+    if (!on_host) return index;
+    index = BatchIndex{true, nullptr, load(index)};
   }
-#endif
-  throw DeviceError("asgd_update_: parameters on " + show(place) + ", but this build of paddle_asgd serves " +
-#ifdef PADDLE_WITH_CUDA
-                    "the CPU and NVIDIA GPUs only; move the parameters there");
-#else
-                    "the CPU only. Rebuild it where nvcc and a GPU build of Paddle are installed: "
-                    "pip install --no-build-isolation --force-reinstall --no-deps .");
-#endif
+  if (!in_range(index.value, batch_num)) {
+    refuse("batch_index", std::to_string(index.value),
+           "0 to " + std::to_string(batch_num - 1) + ", for batch_num is " + std::to_string(batch_num));
+  }
+  return index;
 }
 
 void run(const StepArgs& step, const Tensor& first) {
-  on_device(
+  run_on_device(
       first, [&]() { asgd_cpu(step); }, [&](int device, void* stream) { return asgd_cuda(step, device, stream); });
 }
 
-// After a forward and a backward pass the tensors' descriptions are in no cache, and a step of many small tensors waits
-// for them more than for anything else. So those of a later parameter are fetched while this one is checked.
-constexpr size_t kAhead = 8;
-
 void fetch_ahead(const Received& r, size_t i) {
-  for (const Tensors* list : {&r.params, &r.grads, &r.d, &r.y, &r.m}) {
-    const char* description = reinterpret_cast<const char*>((*list)[i]->impl().get());
-    for (int line = 0; line < 5; ++line) __builtin_prefetch(description + 64 * line);
-  }
+  for (const Tensors* list : {&r.params, &r.grads, &r.d, &r.y, &r.m}) fetch_description(*(*list)[i]);
 }
 
 }  // namespace
@@ -154,13 +141,13 @@ void asgd_update(const Received& r, bool check_only) {
   step.tensors = tensors.data();
   step.count = static_cast<int64_t>(count);
   step.batch_num = batch_num;
-  step.learning_rate = scalar("learning_rate", r.learning_rate, r.learning_rate_value, place);
-  step.weight_decay = scalar("weight_decay", r.weight_decay, r.weight_decay_value, place);
+  step.learning_rate = scalar("learning_rate", r.learning_rate, place);
+  step.weight_decay = scalar("weight_decay", r.weight_decay, place);
   step.found_inf = flag("found_inf", r.found_inf, place);
   if (r.has_batch_index) step.batch_index = batch_index(r.batch_index, r.batch_index_value, batch_num, place);
   step.batch_weights = doubles("batch_weights", r.batch_weights, batch_num, place);
   step.has_theta = r.has_theta;
-  step.theta = scalar("theta", r.theta, r.theta_value, place);
+  step.theta = scalar("theta", r.theta, place);
   step.watch = doubles("watch", r.watch, kWatchSize, place);
   step.gradient_rows = sparse.data();
   if (!check_only) run(step, first);
@@ -179,11 +166,11 @@ void asgd_norm(const Received& r, int64_t batch_num, const Tensor& sum) {
   step.tensors = tensors.data();
   step.count = static_cast<int64_t>(count);
   step.batch_num = batch_num;
-  step.weight_decay = scalar("weight_decay", r.weight_decay, r.weight_decay_value, place);
+  step.weight_decay = scalar("weight_decay", r.weight_decay, place);
   step.batch_index.given = r.has_batch_index;
   step.batch_weights = doubles("batch_weights", r.batch_weights, batch_num, place);
   double* total = doubles("sum", &sum, 1, place);
-  on_device(
+  run_on_device(
       sum, [&]() { asgd_norm_cpu(step, total); },
       [&](int device, void* stream) { return asgd_norm_cuda(step, total, device, stream); });
 }
@@ -191,12 +178,6 @@ void asgd_norm(const Received& r, int64_t batch_num, const Tensor& sum) {
 // ---- The door of static graphs ------------------------------------------------------------------------------------
 
 namespace {
-
-Tensors addresses(const std::vector<Tensor>& tensors) {
-  Tensors result;
-  for (const Tensor& t : tensors) result.push_back(&t);
-  return result;
-}
 
 void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads, const Tensor& learning_rate,
                    const Tensor& weight_decay, std::vector<Tensor>& d, std::vector<Tensor>& y, std::vector<Tensor>& m,
@@ -210,23 +191,16 @@ void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads
   r.y = addresses(y);
   r.m = addresses(m);
   if (masters) r.masters = addresses(*masters);
-  r.learning_rate = &learning_rate;
-  r.weight_decay = &weight_decay;
+  r.learning_rate.tensor = &learning_rate;
+  r.weight_decay.tensor = &weight_decay;
   if (found_inf) r.found_inf = found_inf.get_ptr();
   r.has_batch_index = static_cast<bool>(batch_index);
   if (batch_index) r.batch_index = batch_index.get_ptr();
   if (batch_weights) r.batch_weights = batch_weights.get_ptr();
   r.has_theta = static_cast<bool>(theta);
-  if (theta) r.theta = theta.get_ptr();
+  if (theta) r.theta.tensor = theta.get_ptr();
   if (watch) r.watch = watch.get_ptr();
-  try {
-    asgd_update(r);
-  } catch (const ArgumentError& error) {
-    // Executors keep the text of Paddle's own exceptions only.
-    PADDLE_THROW(common::errors::InvalidArgument("%s", error.what()));
-  } catch (const DeviceError& error) {
-    PADDLE_THROW(common::errors::Fatal("%s", error.what()));
-  }
+  run_operator("asgd_update_", [&]() { asgd_update(r); });
 }
 
 }  // namespace

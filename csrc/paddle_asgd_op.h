@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// What both doors hand over for SAG, and the functions behind them. Must not know how an operator or a Python function
+// arrives.
+#pragma once
+
+#include <optional>
+
+#include "paddle_op.h"
+
+namespace paddle_asgd {
+
+// The arguments of one step as both doors deliver them. All lists run parallel to `params`.
+struct Received {
+  Tensors params, grads, d, y, m;
+  std::optional<Tensors> masters;
+  Number learning_rate;
+  Number weight_decay;
+  const Tensor* found_inf = nullptr;
+  bool has_batch_index = false;
+  const Tensor* batch_index = nullptr;
+  int64_t batch_index_value = 0;
+  const Tensor* batch_weights = nullptr;
+  bool has_theta = false;
+  Number theta;
+  const Tensor* watch = nullptr;
+};
+
+// One step. Nothing is written before everything has been checked; nothing at all if `check_only`.
+void asgd_update(const Received& r, bool check_only = false);
+
+// The squares of the whole gradient as far as the histories know it, added to `sum`. An empty list adds nothing.
+void asgd_norm(const Received& r, int64_t batch_num, const Tensor& sum);
+
+}  // namespace paddle_asgd

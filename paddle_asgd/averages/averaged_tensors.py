@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's tensors, the averages or copies that are kept of them, and the native calls on all of them.
+
+Must not know when an average is updated, nor by which rule (averaged_model.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable
+
+import paddle
+from paddle.base.framework import EagerParamBase
+
+from .. import native
+from ..arguments import FLOATING, dtype_name, is_tensor, shown
+from ..state import masters_of
+
+AVERAGED, COPIED, LIVE = "averaged", "copied", "live"
+
+
+class Entry:
+    """One tensor of the model, under all of its names."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor, self.names = tensor, []
+        self.kind = LIVE
+        #: the average or the copy; None of a live one
+        self.held: Any | None = None
+        #: what the optimizer's master weight is found by
+        self.key = tensor.name
+
+    @property
+    def name(self) -> str:
+        """The first of its names, which a checkpoint has."""
+        return self.names[0]
+
+    @property
+    def is_exchanged(self) -> bool:
+        """Whether a swap exchanges contents. An average of another dtype is written, and the weights are kept aside."""
+        return self.kind == COPIED or self.held.dtype == self.tensor.dtype
+
+
+def named_tensors(model: Any) -> dict[str, Any]:
+    """All parameters and persistable buffers themselves, by the structured names of ``model.state_dict()``."""
+    while isinstance(model, paddle.DataParallel):
+        model = model._layers
+    # Without hooks, which may put casts of the tensors in their place.
+    return dict(model.state_dict(use_hook=False))
+
+
+class AveragedTensors:
+    """The tensors of one model, each once, with what is kept of it.
+
+    Args:
+        model: whose tensors they are; held by the tensors themselves, whatever their names become.
+        optimizer: whose float32 master weights are followed in place of 16-bit parameters; None: no master weights.
+        exclude: which of them are left alone: a callable of a structured name, or a list of structured names and
+            parameters.
+        average_all: whether floating-point tensors that are not trained are averaged, too.
+        dtype: of the averages; float64 for float64 parameters.
+    """
+
+    def __init__(self, model: Any, optimizer: Any, exclude: Any, average_all: bool, dtype: str) -> None:
+        self._optimizer, self._dtype = optimizer, dtype
+        entries: dict[int, Entry] = {}
+        for name, tensor in named_tensors(model).items():
+            entries.setdefault(id(tensor), Entry(tensor)).names.append(name)
+        self.entries = list(entries.values())
+        excluded = _excluded(exclude, self.entries)
+        for entry in self.entries:
+            if id(entry.tensor) not in excluded:
+                floating = dtype_name(entry.tensor.dtype) in FLOATING
+                trained = isinstance(entry.tensor, EagerParamBase) and not entry.tensor.stop_gradient
+                self._keep(entry, AVERAGED if floating and (trained or average_all) else COPIED)
+        self._list_anew()
+        self.update_call(1.0)()
+
+    @property
+    def held(self) -> list[Entry]:
+        """Those of which something is kept."""
+        return [entry for entry in self.entries if entry.kind != LIVE]
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """What tells the tensors that a swap writes from all others."""
+        return frozenset(id(entry.tensor) for entry in self.held)
+
+    @property
+    def has_float32(self) -> bool:
+        """Whether any average is float32."""
+        return any(dtype_name(entry.held.dtype) == "float32" for entry in self._averaged)
+
+    def _keep(self, entry: Entry, kind: str) -> None:
+        tensor = entry.tensor.detach()
+        wide = "float64" if dtype_name(tensor.dtype) == "float64" else self._dtype
+        same = kind == COPIED or dtype_name(tensor.dtype) == wide
+        entry.kind, entry.held = kind, tensor.clone() if same else tensor.astype(wide)
+
+    def _list_anew(self) -> None:
+        """Sort the entries into the lists that the native calls take."""
+        self._averaged = [entry for entry in self.entries if entry.kind == AVERAGED]
+        copied = [entry for entry in self.entries if entry.kind == COPIED]
+        self._averages = [entry.held for entry in self._averaged]
+        self._values = [(entry.key, entry.tensor) for entry in self._averaged]
+        self._tensors = [entry.tensor for entry in self._averaged]
+        self._copies, self._originals = [entry.held for entry in copied], [entry.tensor for entry in copied]
+        self._frozen = [entry for entry in copied if _may_be_trained(entry)]
+
+    def _follow_thawed(self) -> None:
+        """Average from now on what was frozen and is trained since."""
+        thawed = [entry for entry in self._frozen if not entry.tensor.stop_gradient]
+        for entry in thawed:
+            copy = entry.held
+            self._keep(entry, AVERAGED)
+            native.average_update([entry.held], [copy], 1.0)
+        if thawed:
+            self._list_anew()
+
+    def update_call(self, weight: float) -> Callable[[], None]:
+        """Prepare the one call of C++ that moves all averages towards the present weights and renews the copies."""
+        if not all(entry.tensor.stop_gradient for entry in self._frozen):
+            self._follow_thawed()
+        masters = masters_of(self._optimizer)
+        values = [masters.get(key, tensor) for key, tensor in self._values] if masters else self._tensors
+        return native.average_update_call(self._averages, values, weight, self._copies, self._originals)
+
+    def swap_calls(self) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Prepare the call of C++ that puts averages and copies into the model, and the one that takes them out again.
+
+        By value: the tensors keep their addresses, so whoever holds a pointer into them reads the right numbers.
+        """
+        exchanged = [entry for entry in self.held if entry.is_exchanged]
+        written = [entry for entry in self.held if not entry.is_exchanged]
+        both = [entry.held for entry in exchanged], [entry.tensor for entry in exchanged]
+        targets = [entry.tensor for entry in written]
+        # Of weights that are not as wide as their averages, no exchange can bring the bits back.
+        kept = [tensor.detach().clone() for tensor in targets]
+        into = native.average_swap_call(*both, targets, [entry.held for entry in written])
+        return into, native.average_swap_call(*both, targets, kept)
+
+    def source(self, entry: Entry, swapped: bool) -> Any:
+        """Where the average or the copy lies now: in the model itself, while its contents are exchanged."""
+        return entry.tensor if entry.kind == LIVE or (swapped and entry.is_exchanged) else entry.held
+
+    def averages(self, swapped: bool) -> dict[str, Any]:
+        """Copies of what is kept, as it is kept. Never the tensors themselves: a swap puts raw weights into them."""
+        return {entry.name: self.source(entry, swapped).detach().clone() for entry in self.held}
+
+    def as_in_model(self, swapped: bool) -> dict[str, Any]:
+        """Copies in the dtypes of the model, under all its names, live ones included."""
+        found, targets, sources = {}, [], []
+        for entry in self.entries:
+            source = self.source(entry, swapped).detach()
+            rounded = source.dtype != entry.tensor.dtype
+            copy = entry.tensor.detach().clone() if rounded else source.clone()
+            if rounded:
+                targets.append(copy)
+                sources.append(source)
+            found.update(dict.fromkeys(entry.names, copy))
+        native.average_swap([], [], targets, sources)
+        return found
+
+    def write_call(self, targets: dict[str, Any], swapped: bool) -> Callable[[], None]:
+        """Prepare the call that writes all averages and copies into the tensors of a model with these names.
+
+        Into the optimizer's master weights, too, where the model is the own one: the next step goes on from them.
+        """
+        written, masters = {}, masters_of(self._optimizer)
+        for entry in self.entries:
+            source = self.source(entry, swapped)
+            for name in entry.names:
+                if targets[name] is not source:
+                    written[id(targets[name])] = (targets[name], source)
+            if targets[entry.name] is entry.tensor and entry.kind == AVERAGED and entry.key in masters:
+                written[id(masters[entry.key])] = (masters[entry.key], source)
+        pairs = list(written.values())
+        return native.average_swap_call([], [], [target for target, _ in pairs], [source for _, source in pairs])
+
+
+def _may_be_trained(entry: Entry) -> bool:
+    return isinstance(entry.tensor, EagerParamBase) and dtype_name(entry.tensor.dtype) in FLOATING
+
+
+def _excluded(exclude: Any, entries: Sequence[Entry]) -> set[int]:
+    """The ids of the tensors that the user leaves out."""
+    if exclude is None:
+        return set()
+    if callable(exclude) and not is_tensor(exclude):
+        return {id(entry.tensor) for entry in entries if any(exclude(name) for name in entry.names)}
+    if isinstance(exclude, (str, dict)) or is_tensor(exclude) or not isinstance(exclude, Iterable):
+        raise TypeError(
+            f"exclude: received {shown(exclude)}, expected a callable of a structured name, or a list of structured "
+            "names and parameters; pass a single one within a list"
+        )
+    by_name = {name: id(entry.tensor) for entry in entries for name in entry.names}
+    return {_id_of(item, by_name) for item in exclude}
+
+
+def _id_of(item: Any, by_name: dict[str, int]) -> int:
+    if isinstance(item, str):
+        if item in by_name:
+            return by_name[item]
+        close = difflib.get_close_matches(item, by_name, 1)
+        remedy = f"; did you mean {close[0]!r}?" if close else "; a callable can exclude by the beginning of a name"
+        raise ValueError(f"exclude: received {item!r}, expected a name of model.state_dict(){remedy}")
+    if not is_tensor(item):
+        raise TypeError(f"exclude: received {shown(item)} in the list, expected structured names and parameters")
+    if id(item) not in by_name.values():
+        raise ValueError(f"exclude: received {shown(item)} named {item.name!r}, expected a tensor of the model")
+    return id(item)
