@@ -2,7 +2,8 @@
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
 from .averages.averaged_model import AveragedModel
-from .averages.post_hoc import posthoc_weights
+from .averages.post_hoc import PostHocEMA
+from .averages.posthoc_weights import posthoc_weights
 from .averages.rules import ema, power_ema, swa
 from .averages.swalr import SWALR
 from .averages.trigger import NonMonotonicTrigger
@@ -21,6 +22,7 @@ __all__ = [
     "FixedBatchSampler",
     "LipschitzSearch",
     "NonMonotonicTrigger",
+    "PostHocEMA",
     "SlotMismatchWarning",
     "ema",
     "posthoc_weights",

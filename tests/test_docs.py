@@ -44,9 +44,12 @@ def blocks(pages: list[Path]) -> Iterator[Any]:
             yield pytest.param(page, line, match[1], id=f"{page.stem}_line_{line}")
 
 
-# Model.fit of Paddle warns of its own copy of the labels, and its LookAhead of the way in which it counts.
+# Model.fit of Paddle warns of its own copy of the labels, its LookAhead of the way in which it counts, and its batch
+# normalisation of what it does in training.
 @pytest.mark.filterwarnings(
-    "ignore:To copy construct from a tensor", "ignore:Op `increment` is executed:DeprecationWarning"
+    "ignore:To copy construct from a tensor",
+    "ignore:Op `increment` is executed:DeprecationWarning",
+    "ignore:When training, we now always track",
 )
 @pytest.mark.parametrize(("page", "line", "code"), list(blocks(PAGES)))
 def test_block_runs(page: Path, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,10 +287,12 @@ def test_package_shows_its_public_names_only() -> None:
     assert paddle_asgd.__all__ == [
         "ASGD",
         "SWALR",
+        "AveragedModel",
         "BatchIndexCallback",
         "FixedBatchSampler",
         "LipschitzSearch",
         "NonMonotonicTrigger",
+        "PostHocEMA",
         "SlotMismatchWarning",
         "ema",
         "posthoc_weights",

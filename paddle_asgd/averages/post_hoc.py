@@ -1,93 +1,242 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-hoc averages: snapshots of power-function averages, and averages of other widths made of them afterwards.
+"""PostHocEMA: snapshots of power-function averages, and averages of other widths made of them afterwards.
 
-Must not know how an average is kept (averaged_model.py).
+Must not know how an average is kept (averaged_model.py), how a snapshot is stored (snapshots.py), nor how snapshots are
+weighted (posthoc_weights.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import paddle
+from paddle.distributed import get_rank
+from paddle.optimizer import Optimizer
 
-from ..arguments import check_positive, is_tensor, shown
-from .rules import check_width, exponent
+from ..arguments import check_int, dtype_name, refuse_state, shown
+from ..entries import entry_value
+from .averaged_model import AveragedModel
+from .averaged_tensors import named_tensors
+from .posthoc_weights import check_list, posthoc_weights
+from .rules import check_width, power_ema
+from .snapshots import Snapshot, SnapshotFolder
+
+_DTYPES = ("float16", "float32", "float64")
 
 
-def posthoc_weights(
-    snapshot_t: Sequence[float], snapshot_sigma_rel: Sequence[float], at: float, sigma_rel: float
-) -> np.ndarray:
-    r"""Return the weights with which snapshots of power-function averages add up to one of another width.
+class PostHocEMA:
+    """Keeps snapshots of averages of some widths during the training, and makes averages of others afterwards.
 
-    .. math::
+    Each width is an ``AveragedModel`` with ``power_ema``; after every ``every`` updates all of them are written to a
+    folder. ``reconstruct`` adds snapshots up with the weights of ``posthoc_weights``. What is copied and not averaged,
+    such as BatchNorm's statistics, is that of the nearest snapshot before; ``update_bn`` makes it right.
 
-        w = \frac{A^{-1} b}{\sum A^{-1} b}, \quad A_{ij} = \langle i, j \rangle, \quad
-            b_i = \langle i, \text{target} \rangle, \quad
-            \langle i, j \rangle = \frac{(\gamma_i + 1)(\gamma_j + 1)}{\gamma_i + \gamma_j + 1}
-            \frac{(t_i / t_j)^e}{\max(t_i, t_j)}, \quad e = \begin{cases} \gamma_j & t_i < t_j \\ -\gamma_i \end{cases}
-
-    where the brackets are the integral of the product of two profiles. The average is then ``sum(w * snapshots)``: of
-    all such sums the one whose profile is nearest to the target's. A target that is a snapshot itself gets that
-    snapshot. Of random walks of 8,000 steps, 8 snapshots of the widths 0.05 and 0.10 gave the widths 0.06 to 0.12 at
-    the time of the last to 0.1 % of the average, 0.15 to 0.3 %, 0.20 to 1.2 %, 0.25 to 4.5 %, and 0.03 to 1 %. Between
-    the times of two snapshots the error is ten times larger.
+    A file is written under another name and then renamed, so that an interrupt leaves a whole snapshot or none. With
+    several processes rank 0 writes. Keep ``state_dict()`` with the other checkpoints: a training that is resumed from
+    it goes on with the snapshots of its past and passes over those that an abandoned run wrote after it.
 
     Args:
-        snapshot_t: the times of the snapshots, above 0, in any unit, such as updates or training samples.
-        snapshot_sigma_rel: their widths, as many. No two snapshots have the same time and width.
-        at: the time of the target, above 0 and at most that of the last snapshot.
-        sigma_rel: the width of the target, as in ``power_ema``.
+        model: the ``paddle.nn.Layer`` in training.
+        sigma_rels: the widths of the averages, at least two, as in ``power_ema``.
+        folder: where the snapshots are: an empty or absent folder for a training that begins, or that of a training
+            that is over, to reconstruct from.
+        every: how many updates lie between two snapshots.
+        dtype: of the averages in the files: "float16", which adds an error of about 2e-4, "float32" or "float64".
+        optimizer: as in ``AveragedModel``: the optimizer that trains the model, whose real steps then count.
+        update_every: of the steps, each so many-th updates the averages.
 
-    Returns:
-        As many float64 numbers, which sum to 1. Some are below 0.
+    Attributes:
+        averages: the ``AveragedModel`` of each width.
+        num_updates: the number of updates so far.
+        snapshots: which there are, as pairs of time and width, in order.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a number is out of range, the lists differ in length, are empty, or hold a snapshot twice.
+        ValueError: an argument is out of range; the folder holds the snapshots of another training when this one
+            begins; a snapshot cannot be read, is of another model, or holds more than float16 can; there are none.
 
     Examples:
-        >>> from paddle_asgd import posthoc_weights
-        >>> weights = posthoc_weights([500, 500, 1000, 1000], [0.05, 0.10, 0.05, 0.10], at=1000, sigma_rel=0.08)
-        >>> weights.round(3).tolist()
-        [0.0, -0.003, 0.258, 0.744]
+        >>> import tempfile
+        >>> import paddle
+        >>> from paddle_asgd import PostHocEMA
+        >>> model = paddle.nn.Linear(4, 1)
+        >>> optimizer = paddle.optimizer.Adam(0.01, parameters=model.parameters())
+        >>> averages = PostHocEMA(model, folder=tempfile.mkdtemp(), every=5, optimizer=optimizer)
+        >>> for _ in range(20):
+        ...     model(paddle.randn([8, 4])).square().mean().backward()
+        ...     optimizer.step()
+        ...     optimizer.clear_grad()
+        ...     averages.update()
+        >>> averages.snapshots[-2:]
+        [(20, 0.05), (20, 0.1)]
+        >>> weights = averages.reconstruct(sigma_rel=0.15)  # for paddle.save, or a model's set_state_dict
 
-    Source: T. Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024, appendix
-    C, algorithm 3.
+    Source: T. Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024, section 3.
     """
-    times = _numbers("snapshot_t", snapshot_t)
-    widths = _numbers("snapshot_sigma_rel", snapshot_sigma_rel)
-    if len(times) != len(widths):
-        raise ValueError(
-            f"snapshot_sigma_rel: received {len(widths)} widths, expected {len(times)}, one for each of snapshot_t"
-        )
-    gammas = np.array([exponent(check_width(f"snapshot_sigma_rel[{i}]", width)) for i, width in enumerate(widths)])
-    if len(set(zip(times, widths))) != len(times):
-        raise ValueError("snapshot_t: received a time and width for the second time, expected each snapshot once")
-    at, gamma = check_positive("at", at), exponent(check_width("sigma_rel", sigma_rel))
-    if at > max(times):
-        raise ValueError(f"at: received {at:g}, expected at most {max(times):g}, the time of the last snapshot")
-    times = np.array(times)
-    products = _products(times, gammas, times, gammas)
-    # With profiles of norm 1 the matrix is as regular as it can be. Snapshots close together leave it nearly singular;
-    # least squares then takes the smallest weights, where a solution would take huge ones of both signs.
-    norms = np.sqrt(products.diagonal())
-    target = _products(times, gammas, np.array([at]), np.array([gamma]))[:, 0]
-    weights = np.linalg.lstsq(products / np.outer(norms, norms), target / norms, rcond=None)[0] / norms
-    return weights / weights.sum()
+
+    def __init__(
+        self,
+        model: paddle.nn.Layer,
+        sigma_rels: Sequence[float] = (0.05, 0.10),
+        folder: str | os.PathLike = "post_hoc_ema",
+        every: int = 1000,
+        *,
+        dtype: str = "float16",
+        optimizer: Optimizer | None = None,
+        update_every: int = 1,
+    ) -> None:
+        widths = check_list("sigma_rels", sigma_rels)
+        rules = [power_ema(check_width(f"sigma_rels[{i}]", width)) for i, width in enumerate(widths)]
+        if len(set(widths)) != len(widths) or len(widths) < 2:
+            raise ValueError(f"sigma_rels: received {shown(sigma_rels)}, expected at least two widths that differ")
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(f"folder: received {shown(folder)}, expected a path")
+        self._every = check_int("every", every, 1)
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise (ValueError if isinstance(dtype, str) else TypeError)(
+                f"dtype: received {shown(dtype)}, expected {', '.join(map(repr, _DTYPES))}"
+            )
+        self._model, self._widths = model, widths
+        self._folder = SnapshotFolder(folder, dtype)
+        self.averages = [AveragedModel(model, rule, optimizer=optimizer, update_every=update_every) for rule in rules]
+        #: those of this training; None before it begins: all that are there
+        self._own: set[Snapshot] | None = None
+
+    @property
+    def num_updates(self) -> int:
+        return self.averages[0].num_updates
+
+    @property
+    def snapshots(self) -> list[tuple[int, float]]:
+        return [tuple(snapshot) for snapshot in self._present()]
+
+    def _present(self) -> list[Snapshot]:
+        there = self._folder.snapshots()
+        return sorted(there if self._own is None else there & self._own)
+
+    def update(self) -> None:
+        """Update all averages after a step, as ``AveragedModel.update``, and write snapshots if it is time."""
+        if self._own is None:
+            there = self._folder.snapshots()
+            if there:
+                raise ValueError(
+                    f"folder: received {str(self._folder.path)!r} with {len(there)} snapshots of another training, "
+                    "expected none where one begins; choose another folder, or load the state of that training"
+                )
+            self._own = set()
+        for average, width in zip(self.averages, self._widths):
+            before = average.num_updates
+            average.update()
+            if average.num_updates != before and average.num_updates % self._every == 0:
+                self._write(average, width)
+
+    def _write(self, average: AveragedModel, width: float) -> None:
+        snapshot = Snapshot(average.num_updates, width)
+        if get_rank() == 0:
+            trained = {name for name, tensor in named_tensors(self._model).items() if not tensor.stop_gradient}
+            values = {name: _array(tensor) for name, tensor in average.state_dict()["averages"].items()}
+            averaged = {name: value for name, value in values.items() if name in trained}
+            self._folder.write(snapshot, averaged, {n: value for n, value in values.items() if n not in trained})
+        self._own.add(snapshot)
+
+    @paddle.no_grad()
+    def reconstruct(self, sigma_rel: float, at: int | None = None) -> dict[str, Any]:
+        """Return the average of any width at the time of any snapshot, in the form of the model's ``state_dict()``.
+
+        Args:
+            sigma_rel: its width. Near the widths of the snapshots it is most precise; see ``posthoc_weights``.
+            at: its time, the number of an update, at most that of the last snapshot. Between two snapshots it is less
+                precise. None: the last snapshot's.
+
+        Raises:
+            TypeError: an argument is of the wrong type.
+            ValueError: an argument is out of range, there is no snapshot, or one cannot be read or is of another model.
+        """
+        present = self._present()
+        if not present:
+            raise ValueError(
+                f"folder: received {str(self._folder.path)!r} without a snapshot of this training, expected some: "
+                f"there is one for every {self._every} updates"
+            )
+        at = present[-1].t if at is None else check_int("at", at, 1)
+        weights = posthoc_weights([each.t for each in present], [each.sigma_rel for each in present], at, sigma_rel)
+        nearest = max((each for each in present if each.t <= at), default=present[0])
+        sums: dict[str, Any] = {}
+        copies: dict[str, np.ndarray] = {}
+        for snapshot, weight in zip(present, weights):
+            averaged, copied = self._folder.read(snapshot)
+            for name, value in averaged.items():
+                sums[name] = sums.get(name, 0.0) + weight * value.astype(np.float64)
+            if snapshot == nearest:
+                copies = copied
+        return self._in_model({**copies, **sums})
+
+    def _in_model(self, values: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Tensors in the dtypes of the model, under all its names; those of one parameter are one."""
+        made: dict[int, Any] = {}
+        found = {}
+        for name, tensor in named_tensors(self._model).items():
+            if id(tensor) not in made:
+                if name not in values or list(values[name].shape) != list(tensor.shape):
+                    raise ValueError(
+                        f"folder: received snapshots in which {name!r} is {_shape_of(values, name)}, expected "
+                        f"{list(tensor.shape)}, as in the model"
+                    )
+                made[id(tensor)] = paddle.to_tensor(values[name], place=tensor.place).astype(tensor.dtype)
+            found[name] = made[id(tensor)]
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs besides the folder: the averages, and which snapshots are its own."""
+        return {
+            "averages": [average.state_dict() for average in self.averages],
+            "sigma_rels": list(self._widths),
+            "snapshots": [list(snapshot) for snapshot in self._present()],
+        }
+
+    def set_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was called; all is loaded or nothing.
+
+        Raises:
+            TypeError: it is no dict.
+            ValueError: an entry is missing, or belongs to other widths or another model.
+        """
+        if not isinstance(state_dict, dict):
+            raise TypeError(f"set_state_dict: received {shown(state_dict)}, expected a dict")
+        if set(state_dict) != {"averages", "sigma_rels", "snapshots"}:
+            refuse_state(f"it has the entries {sorted(map(str, state_dict))}, expected averages, sigma_rels, snapshots")
+        widths = [entry_value(width) for width in state_dict["sigma_rels"]]
+        if widths != self._widths or len(state_dict["averages"]) != len(widths):
+            refuse_state(f"sigma_rels is {widths}, expected {self._widths}, with which the PostHocEMA was created")
+        own = _check_snapshots(state_dict["snapshots"])
+        before = [average.state_dict() for average in self.averages]
+        try:
+            for average, state in zip(self.averages, state_dict["averages"]):
+                average.set_state_dict(state)
+        except BaseException:
+            for average, state in zip(self.averages, before):
+                average.set_state_dict(state)
+            raise
+        self._own = own
+
+    load_state_dict = set_state_dict
 
 
-def _products(t: np.ndarray, gamma: np.ndarray, other_t: np.ndarray, other_gamma: np.ndarray) -> np.ndarray:
-    """The integrals of the products of profiles, each of the first with each of the others."""
-    t, gamma = t[:, None], gamma[:, None]
-    powers = (t / other_t) ** np.where(t < other_t, other_gamma, -gamma)
-    return (gamma + 1) * (other_gamma + 1) * powers / ((gamma + other_gamma + 1) * np.maximum(t, other_t))
+def _check_snapshots(value: Any) -> set[Snapshot]:
+    """Pairs of time and width."""
+    try:
+        return {Snapshot(int(entry_value(t)), float(entry_value(width))) for t, width in value}
+    except (TypeError, ValueError):
+        refuse_state(f"'snapshots' is {shown(value)}, expected pairs of time and width")
 
 
-def _numbers(argument: str, values: Any) -> list[float]:
-    if is_tensor(values) or isinstance(values, (str, dict)) or not isinstance(values, Iterable):
-        raise TypeError(f"{argument}: received {shown(values)}, expected a list of numbers")
-    numbers = [check_positive(f"{argument}[{i}]", value) for i, value in enumerate(values)]
-    if not numbers:
-        raise ValueError(f"{argument}: received an empty list, expected a number for each snapshot")
-    return numbers
+def _array(tensor: Any) -> np.ndarray:
+    """NumPy has no bfloat16."""
+    return (tensor.astype("float32") if dtype_name(tensor.dtype) == "bfloat16" else tensor).numpy()
+
+
+def _shape_of(values: dict[str, np.ndarray], name: str) -> Any:
+    return list(values[name].shape) if name in values else "missing"
