@@ -130,6 +130,7 @@ def test_reconstructs_what_was_kept(tmp_path: Path) -> None:
     kept = []
     walk(model, 0, 40, lambda: [averages.update(), kept.append([a.averaged_state_dict() for a in averages.averages])])
     assert averages.snapshots == [(t, width) for t in (10, 20, 30, 40) for width in (0.1, 0.2)]
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == [f"{t}-{width}.npz" for t, width in averages.snapshots]
     for t in (10, 30, 40):
         for width, expected in zip((0.1, 0.2), kept[t - 1]):
             assert_equal(averages.reconstruct(width, at=t), expected, rtol=1e-6, atol=1e-6)

@@ -54,6 +54,7 @@ def test_loop_of_torch(follow: bool, options: dict, rates: list[float]) -> None:
     start, before = GIVEN["start"] if follow else 0, schedule(follow)
     optimizer = optimizer_of(before)
     swa_scheduler = SWALR(optimizer, GIVEN["swa_rate"], **options)
+    assert swa_scheduler() == optimizer.get_lr() == GIVEN["rate"]
     seen = []
     for epoch in range(EPOCHS):
         seen.append(optimizer.get_lr())
@@ -87,7 +88,9 @@ def test_resumed_anywhere(before: Callable[[], Any], at: int) -> None:
     first, second = make(), make()
     assert rates_of(*first, at) == whole[:at]
     second[0].set_state_dict(first[0].state_dict())
-    assert rates_of(*second, EPOCHS - at) == whole[at:]
+    third = make()
+    third[0].set_dict(first[0].state_dict())
+    assert rates_of(*second, EPOCHS - at) == rates_of(*third, EPOCHS - at) == whole[at:]
 
 
 @pytest.mark.parametrize("kind", [paddle.optimizer.Adam, ASGD], ids=["Adam", "ASGD"])
