@@ -101,7 +101,7 @@ class PackSources(sdist):
     """Packs what a build, the tests and the documentation need; a CPU build lists the CUDA sources nowhere."""
 
     folders = ("csrc", "docs", "tests", "examples", "benchmarks")
-    kinds = (".h", ".cc", ".cu", ".py", ".sh", ".md")
+    kinds = (".h", ".cc", ".cu", ".py", ".sh", ".md", ".json")
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         sources = [path for folder in self.folders for path in Path(folder).rglob("*") if path.suffix in self.kinds]

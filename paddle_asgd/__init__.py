@@ -3,7 +3,12 @@
 
 from .averages.averaged_model import AveragedModel
 from .averages.callback import WeightAveraging
+from .averages.post_hoc import PostHocEMA
+from .averages.posthoc_weights import posthoc_weights
 from .averages.rules import ema, power_ema, swa
+from .averages.swalr import SWALR
+from .averages.trigger import NonMonotonicTrigger
+from .averages.update_bn import update_bn
 from .sag.asgd import ASGD
 from .sag.callback import BatchIndexCallback
 from .sag.lipschitz import LipschitzSearch
@@ -12,14 +17,19 @@ from .sag.watch import SlotMismatchWarning
 
 __all__ = [
     "ASGD",
+    "SWALR",
     "AveragedModel",
     "BatchIndexCallback",
     "FixedBatchSampler",
     "LipschitzSearch",
+    "NonMonotonicTrigger",
+    "PostHocEMA",
     "SlotMismatchWarning",
     "WeightAveraging",
     "ema",
+    "posthoc_weights",
     "power_ema",
     "swa",
+    "update_bn",
 ]
 __version__ = "0.1.0"

@@ -44,9 +44,12 @@ def blocks(pages: list[Path]) -> Iterator[Any]:
             yield pytest.param(page, line, match[1], id=f"{page.stem}_line_{line}")
 
 
-# Model.fit of Paddle warns of its own copy of the labels, and its LookAhead of the way in which it counts.
+# Model.fit of Paddle warns of its own copy of the labels, its LookAhead of the way in which it counts, and its batch
+# normalisation of what it does in training.
 @pytest.mark.filterwarnings(
-    "ignore:To copy construct from a tensor", "ignore:Op `increment` is executed:DeprecationWarning"
+    "ignore:To copy construct from a tensor",
+    "ignore:Op `increment` is executed:DeprecationWarning",
+    "ignore:When training, we now always track",
 )
 @pytest.mark.parametrize(("page", "line", "code"), list(blocks(PAGES)))
 def test_block_runs(page: Path, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +211,8 @@ def test_license() -> None:
     assert "Apache-2.0" in README.read_text()
 
 
-# Model.fit of Paddle warns of its own copy of the labels.
-@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+# Model.fit of Paddle warns of its own copy of the labels, and its batch normalisation of what it does in training.
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor", "ignore:When training, we now always track")
 @pytest.mark.parametrize("name", PUBLIC)
 def test_doctest(name: str) -> None:
     # What the example draws must not decide whether it passes.
@@ -283,13 +286,19 @@ def test_types_are_announced() -> None:
 def test_package_shows_its_public_names_only() -> None:
     assert paddle_asgd.__all__ == [
         "ASGD",
+        "SWALR",
+        "AveragedModel",
         "BatchIndexCallback",
         "FixedBatchSampler",
         "LipschitzSearch",
+        "NonMonotonicTrigger",
+        "PostHocEMA",
         "SlotMismatchWarning",
         "ema",
+        "posthoc_weights",
         "power_ema",
         "swa",
+        "update_bn",
     ]
     assert all(value.__doc__ for value in NAMES.values())
     assert re.fullmatch(r"\d+\.\d+\.\d+", paddle_asgd.__version__)

@@ -155,8 +155,10 @@ class ema(Rule):  # noqa: N801, called as a function of its settings
         if warmup == "inverse":
             return self._inverse(t - 1)
         weight = self._weight if warmup is None else max(self._weight, 9.0 / (t + 9))
-        # At most 1, whatever the two roundings: the average must stay within what it saw.
-        return min(weight / self._debt(t), 1.0) if self._settings["debias"] else weight
+        if self._settings["debias"]:
+            # Exactly 1 at first and never more, however it rounds: the average must stay within what it saw.
+            return 1.0 if t == 1 else min(weight / self._debt(t), 1.0)
+        return weight
 
     def _inverse(self, s: int) -> float:
         if s == 0:
