@@ -235,7 +235,11 @@ def test_docstring(name: str) -> None:
     assert [argument for argument in arguments if not re.search(rf"^    {argument}: ", text, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize("function", [native.asgd_update, native.asgd_norm], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function",
+    [native.asgd_update, native.asgd_norm, native.average_update, native.average_swap],
+    ids=lambda f: f.__name__,
+)
 def test_native_docstring(function: Any) -> None:
     text = inspect.getdoc(function)
     assert all(f"\n{section}:\n" in text for section in ("Args", "Raises"))
@@ -294,6 +298,7 @@ def test_package_shows_its_public_names_only() -> None:
         "NonMonotonicTrigger",
         "PostHocEMA",
         "SlotMismatchWarning",
+        "WeightAveraging",
         "ema",
         "posthoc_weights",
         "power_ema",
