@@ -21,20 +21,19 @@ class StepCounter:
 
     Args:
         optimizer: of any class.
-        before: called before every step; what it raises prevents the step.
+        before: a method of the owner, called before every step; what it raises prevents the step.
     """
 
     def __init__(self, optimizer: Optimizer, before: Callable[[], None]) -> None:
+        #: grows with every step, by more than 1 where one of its methods calls another
         self.steps = 0
+        # Weak, or the owner would wait for the garbage collector with all that it holds.
         self._optimizer, self._before = optimizer, weakref.WeakMethod(before)
-        self._inside = False
         for way in WAYS_TO_A_STEP:
             setattr(optimizer, way, _Way(weakref.ref(self), way, getattr(optimizer, way)))
 
-    def take(self, way: str, call: Callable[..., Any], arguments: tuple, options: dict[str, Any]) -> Any:
-        """Make a call that may be a step, and count it; within another one it is a part of that."""
-        if self._inside:
-            return call(*arguments, **options)
+    def take(self, method: Callable[..., Any], arguments: tuple, options: dict[str, Any]) -> Any:
+        """Call what is a step or a part of one, and count it if it was taken."""
         before = self._before()
         if before is not None:
             before()
@@ -43,14 +42,8 @@ class StepCounter:
                 "step: received a call within a function that to_static traces whole, where steps cannot be counted, "
                 "expected one outside of it; leave optimizer=... out, and call update() after each step"
             )
-        self._inside = True
-        try:
-            result = call(*arguments, **options)
-        finally:
-            self._inside = False
-        # A wrapper may come group by group, which is one step.
-        later_group = way == WAYS_TO_A_STEP[-1] and (options.get("param_group_idx") or (*arguments, 0, 0, 0, 0)[3])
-        if not later_group and not skipped_its_step(self._optimizer):
+        result = method(*arguments, **options)
+        if not skipped_its_step(self._optimizer):
             self.steps += 1
         return result
 
@@ -59,7 +52,7 @@ class _Way:
     """A method of an optimizer, counted."""
 
     def __init__(self, counter: weakref.ref[StepCounter], way: str, method: Callable[..., Any]) -> None:
-        self._counter, self._way, self._method = counter, way, method
+        self._counter, self._method = counter, method
         self.__name__, self.__doc__ = way, method.__doc__
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -67,7 +60,7 @@ class _Way:
         counter = self._counter()
         if counter is None:
             return self._method(*arguments, **options)
-        return counter.take(self._way, self._method, arguments, options)
+        return counter.take(self._method, arguments, options)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         # A copy would step the optimizer that was copied.

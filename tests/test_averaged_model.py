@@ -6,8 +6,10 @@ Must not test swaps (test_averaged_model_swap.py) nor what is saved (test_averag
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -272,7 +274,12 @@ def test_two_averages_of_one_optimizer_and_one_that_is_gone() -> None:
     second = AveragedModel(model, swa(), optimizer=optimizer, update_every=2)
     gone = AveragedModel(model, swa(), optimizer=optimizer)
     gone.update()
+    # At once, with the memory of its averages, and not when the garbage collector comes.
+    gc.disable()
+    there = weakref.ref(gone)
     del gone
+    assert there() is None
+    gc.enable()
     for batch in batches(4):
         train(model, optimizer, batch)
         first.update()
