@@ -34,14 +34,15 @@ class StepCounter:
 
     def take(self, method: Callable[..., Any], arguments: tuple, options: dict[str, Any]) -> Any:
         """Call what is a step or a part of one, and count it if it was taken."""
-        before = self._before()
-        if before is not None:
-            before()
+        # First: the tracer cannot go through what comes below.
         if paddle.base.dygraph.base.in_to_static_mode():
             raise RuntimeError(
                 "step: received a call within a function that to_static traces whole, where steps cannot be counted, "
                 "expected one outside of it; leave optimizer=... out, and call update() after each step"
             )
+        before = self._before()
+        if before is not None:
+            before()
         result = method(*arguments, **options)
         if not skipped_its_step(self._optimizer):
             self.steps += 1

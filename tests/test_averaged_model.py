@@ -17,7 +17,9 @@ import numpy as np
 import paddle
 import pytest
 from averaging import COPIED, Judge, Network, arrays, batches, train
-from problems import PIR
+from problems import PIR, Quadratic
+from problems import Network as TrainedNetwork
+from test_fused import WholeStep
 from test_refusals import assert_refused, table
 
 from paddle_asgd import ASGD, AveragedModel, ema, native, power_ema, swa
@@ -301,18 +303,12 @@ def test_a_counted_optimizer_cannot_be_copied() -> None:
 
 @pytest.mark.skipif(PIR, reason="only Paddle 2.6 traces a step")
 def test_a_step_within_a_static_graph_is_refused() -> None:
-    model = paddle.nn.Linear(2, 1)
-    optimizer = paddle.optimizer.SGD(0.1, parameters=model.parameters())
-    averaged = AveragedModel(model, optimizer=optimizer)
-
-    def step(x: Any) -> Any:
-        loss = model(x).mean()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    with pytest.raises(RuntimeError, match="step: received a call within a function that to_static traces whole"):
-        paddle.jit.to_static(step, full_graph=True)(paddle.ones([1, 2]))
+    problem = Quadratic(3, [[2]])
+    whole = WholeStep(problem)
+    averaged = AveragedModel(whole.network, optimizer=whole.optimizer)
+    numbers = paddle.to_tensor(TrainedNetwork.numbers(problem, 0))
+    with pytest.raises(Exception, match="step: received a call within a function that to_static traces whole"):
+        paddle.jit.to_static(whole, full_graph=True)(numbers)
     assert averaged.num_updates == 0
 
 

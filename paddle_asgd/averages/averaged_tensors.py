@@ -7,6 +7,7 @@ Must not know when an average is updated, nor by which rule (averaged_model.py).
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable
 
@@ -95,10 +96,10 @@ class AveragedTensors:
         return any(dtype_name(entry.held.dtype) == "float32" for entry in self._averaged)
 
     def _keep(self, entry: Entry, kind: str) -> None:
-        tensor = entry.tensor.detach()
-        wide = "float64" if dtype_name(tensor.dtype) == "float64" else self._dtype
-        same = kind == COPIED or dtype_name(tensor.dtype) == wide
-        entry.kind, entry.held = kind, tensor.clone() if same else tensor.astype(wide)
+        own = dtype_name(entry.tensor.dtype)
+        wide = "float64" if own == "float64" else self._dtype
+        copy = copy_of(entry.tensor)
+        entry.kind, entry.held = kind, copy if kind == COPIED or own == wide else copy.astype(wide)
 
     def _list_anew(self) -> None:
         """Sort the entries into the lists that the native calls take."""
@@ -138,7 +139,7 @@ class AveragedTensors:
         both = [entry.held for entry in exchanged], [entry.tensor for entry in exchanged]
         targets = [entry.tensor for entry in written]
         # Of weights that are not as wide as their averages, no exchange can bring the bits back.
-        kept = [tensor.detach().clone() for tensor in targets]
+        kept = [copy_of(tensor) for tensor in targets]
         into = native.average_swap_call(*both, targets, [entry.held for entry in written])
         return into, native.average_swap_call(*both, targets, kept)
 
@@ -148,15 +149,15 @@ class AveragedTensors:
 
     def averages(self, swapped: bool) -> dict[str, Any]:
         """Copies of what is kept, as it is kept. Never the tensors themselves: a swap puts raw weights into them."""
-        return {entry.name: self.source(entry, swapped).detach().clone() for entry in self.held}
+        return {entry.name: copy_of(self.source(entry, swapped)) for entry in self.held}
 
     def as_in_model(self, swapped: bool) -> dict[str, Any]:
         """Copies in the dtypes of the model, under all its names, live ones included."""
         found, targets, sources = {}, [], []
         for entry in self.entries:
-            source = self.source(entry, swapped).detach()
+            source = self.source(entry, swapped)
             rounded = source.dtype != entry.tensor.dtype
-            copy = entry.tensor.detach().clone() if rounded else source.clone()
+            copy = copy_of(entry.tensor if rounded else source)
             if rounded:
                 targets.append(copy)
                 sources.append(source)
@@ -179,6 +180,13 @@ class AveragedTensors:
                 written[id(masters[entry.key])] = (masters[entry.key], source)
         pairs = list(written.values())
         return native.average_swap_call([], [], [target for target, _ in pairs], [source for _, source in pairs])
+
+
+def copy_of(tensor: Any) -> Any:
+    """A copy without a history, on the same device."""
+    if math.prod(tensor.shape) == 0:
+        return paddle.zeros(tensor.shape, tensor.dtype)  # Paddle 2.6 cannot clone nothing
+    return tensor.detach().clone()
 
 
 def _may_be_trained(entry: Entry) -> bool:
