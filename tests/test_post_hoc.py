@@ -198,7 +198,7 @@ def test_dtype_of_the_model(tmp_path: Path, dtype: str) -> None:
     state, expected = averages.reconstruct(0.1), averages.averages[1].averaged_state_dict()
     for name, tensor in state.items():
         assert tensor.dtype == model.state_dict()[name].dtype
-        apart = abs(tensor.astype("float64") - expected[name].astype("float64")).max().item()
+        apart = (tensor.astype("float64") - expected[name].astype("float64")).abs().max().item()
         assert apart < 1e-14 if dtype == "float64" else apart == 0
 
 
