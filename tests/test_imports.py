@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of docs/design.md about who may import whom, and who may use Paddle's private attributes."""
+"""The rules of docs/design.md: who may import whom, who may use Paddle's private attributes, and that each source file
+has a test file of its name."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,11 @@ PADDLES = (
     *("_accumulators", "_master_weights", "_add_accumulator", "_create_master_weight", "_auxiliary_vars"),
     *("_get_auxiliary_var", "_set_auxiliary_var", "_global_learning_rate", "_declarative_step", "_grad_clip"),
 )
+#: Source files without a test file of their own, and why.
+UNTESTED_BY_NAME = {
+    "__init__": "holds the public names alone, which test_docs.py compares with a list",
+    "sag/__init__": "must not hold code",
+}
 
 
 def imported(name: str) -> Iterator[str]:
@@ -94,3 +101,26 @@ def test_private_attributes_of_another_file() -> None:
     owners = ("optimizer._", "state._", "inputs._", "watch._", "index._")
     ours = [use for use in uses if any(owner in use for owner in owners) and "state: self._optimizer." not in use]
     assert len(ours) <= 10, ours
+
+
+def file_that_tests(name: str) -> Path:
+    """The file that tests a source file: ``test_callback.py``, or ``test_sag_callback.py`` where wings share a name."""
+    folder = Path(__file__).parent
+    wing, _, stem = name.rpartition("/")
+    longer = folder / f"test_{wing}_{stem}.py"
+    return longer if wing and longer.exists() else folder / f"test_{stem}.py"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in UNTESTED_BY_NAME])
+def test_every_source_file_has_a_test_file(name: str) -> None:
+    """One of its own: two sources of the same name in two wings have two test files."""
+    path = file_that_tests(name)
+    assert path.exists(), f"paddle_asgd/{name}.py has no tests/{path.name}"
+    assert re.search(r"^def test_", path.read_text(), re.MULTILINE)
+    others = [other for other in FILES if other not in UNTESTED_BY_NAME and file_that_tests(other) == path]
+    assert others == [name]
+
+
+def test_exceptions_from_the_mirror_are_needed() -> None:
+    assert UNTESTED_BY_NAME.keys() <= FILES.keys()
+    assert [name for name in UNTESTED_BY_NAME if file_that_tests(name).exists()] == []
