@@ -129,13 +129,15 @@ def check_grad_clip(value: Any, argument: str = "grad_clip") -> Any:
     )
 
 
-def check_closure(value: Any) -> None:
-    """A function of no arguments."""
+def check_closure(value: Any, remedy: str = "") -> None:
+    """Refuse a closure that cannot be called.
+
+    Args:
+        value: what the user passed to ``step``.
+        remedy: what the error adds, if the optimizer knows what is often passed by mistake.
+    """
     if not callable(value):
-        raise TypeError(
-            f"closure: received {shown(value)}, expected a function or None; the number of a batch goes into "
-            "optimizer.batch_index"
-        )
+        raise TypeError(f"closure: received {shown(value)}, expected a function or None{remedy and f'; {remedy}'}")
 
 
 def check_flag(argument: str, value: Any) -> bool:

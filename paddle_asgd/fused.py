@@ -53,6 +53,8 @@ class FusedOptimizer(Optimizer):
 
     #: tensors made by ``ParameterState.place_beside``, which files of static graphs hold and checkpoints do not
     _unsaved: tuple[str, ...] = ()
+    #: what the error about a closure that cannot be called adds; for subclasses
+    _closure_remedy = ""
 
     def __init__(
         self,
@@ -219,7 +221,7 @@ class FusedOptimizer(Optimizer):
         leave_trace()
         loss = None
         if closure is not None:
-            arguments.check_closure(closure)
+            arguments.check_closure(closure, self._closure_remedy)
             with paddle.enable_grad():
                 loss = closure()
         if paddle.base.dygraph.base.in_to_static_mode():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad arguments of the constructor that every optimizer of the ground has, and of ``set_lr``. The tables are the tests.
+"""Bad arguments of every optimizer on the ground: of the constructor, ``set_lr`` and ``step``. The tables are the tests.
 
 Must not test what is accepted (test_options.py), nor ASGD's own arguments (test_checks.py).
 """
@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import paddle
-from refusing import NAN, NUMBER, Row, assert_constructor_refuses, assert_refused, computed, given, named, table
+from refusing import (
+    NAN,
+    NUMBER,
+    Row,
+    assert_constructor_refuses,
+    assert_refused,
+    computed,
+    content,
+    given,
+    named,
+    table,
+)
 
 from paddle_asgd import ASGD
 
@@ -122,3 +133,21 @@ def test_set_lr(row: Row) -> None:
     optimizer = ASGD(0.1, 3, [named("first", [5])])
     assert_refused(lambda: optimizer.set_lr(value() if callable(value) else value), error, ["learning_rate", text])
     assert optimizer.get_lr() == 0.1
+
+
+CLOSURE = {
+    "int": (3, TypeError, "3 of type int"),
+    "loss": (lambda: paddle.to_tensor(0.5), TypeError, "a tensor of float32"),
+    "string": ("loss", TypeError, "'loss'"),
+}
+
+
+@table(CLOSURE)
+def test_closure(row: Row) -> None:
+    value, error, text = row
+    param = named("first", [5])
+    param.grad = paddle.ones([5])
+    before = content([param])
+    pieces = ["closure", text, "expected a function or None; the number of a batch goes into optimizer.batch_index"]
+    assert_refused(lambda: ASGD(0.1, 3, [param]).step(value() if callable(value) else value), error, pieces)
+    assert content([param]) == before

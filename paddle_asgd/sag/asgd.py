@@ -98,6 +98,7 @@ class ASGD(FusedOptimizer):
     """
 
     _unsaved = (WATCH,)
+    _closure_remedy = "the number of a batch goes into optimizer.batch_index"
 
     def __init__(
         self,
