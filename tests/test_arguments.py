@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad arguments of every optimizer on the ground: of the constructor, ``set_lr`` and ``step``. The tables are the tests.
+"""Bad arguments of every optimizer on the ground: of the constructor, ``set_lr`` and ``step``. Tables are the tests.
 
 Must not test what is accepted (test_options.py), nor ASGD's own arguments (test_checks.py).
 """
