@@ -218,7 +218,7 @@ class FusedOptimizer(Optimizer):
         held = {id(p) for p in params}
         params += [p for p in options.parameters if id(p) not in held and id(p) not in before]
         self._check_parameters([p for p in params if self._state.of(p) is None])
-        # In this order, so that an interrupt between the two leaves groups that still count as edited.
+        # The order matters: after an interrupt between the two, the groups still count as edited.
         self._parameter_list[:] = params
         self._take_options(options)
 
@@ -404,7 +404,7 @@ class FusedOptimizer(Optimizer):
             return []
         program = paddle.static.default_main_program()
         before = len(program.global_block().ops)
-        # The role tells Paddle which operators to drop when the program is cloned for evaluation.
+        # By this role Paddle knows which operators to drop when the program is cloned for evaluation.
         with program._optimized_guard([item for pair in pairs for item in pair]), name_scope("optimizer"):
             self._create_global_learning_rate()
             self._update_buckets(pairs, self._get_auxiliary_var("found_inf"), True)
@@ -463,7 +463,7 @@ class FusedOptimizer(Optimizer):
         undo: list[Callable[[], Any]] = []
         try:
             buckets = self._fill_buckets(pairs, undo)
-            # A step that was taken is not undone, even if an interrupt comes right behind it.
+            # A step that was taken is not undone, even if an interrupt comes immediately after it.
             self._take(buckets, found_inf, ends, undo.clear)
         except BaseException:
             for call in undo:
@@ -560,13 +560,13 @@ class FusedOptimizer(Optimizer):
                 # The executor writes a scheduler's value as bytes of the variable's dtype, whatever dtype a loaded file
                 # left in its place. Paddle's sum refuses two dtypes, where our operator would read what it finds.
                 rate = paddle.add_n([paddle.zeros([], rate.dtype), rate])
-        # Not rate * multiplier, whose factor is a float32 attribute in the older graph format.
+        # ``rate * multiplier`` would make the factor a float32 attribute in the older graph format.
         return rate if multiplier == 1.0 else rate * paddle.full([], multiplier, dtype=rate.dtype)
 
     def _decay_of_step(self, decay: Any) -> Any:
         """Weight decay as the native call takes it: a number, or a tensor on a device; in static graphs a variable."""
         if not is_tensor(decay):
-            # In static graphs a tensor: an operator's attribute cannot hold a float64.
+            # In a static graph it is a tensor, because an operator's attribute cannot hold a float64.
             return decay if in_dygraph_mode() else paddle.full([1], decay, dtype="float64")
         if in_dygraph_mode() and decay.place.is_cpu_place():
             return arguments.check_number("weight_decay of this step", decay.item())
@@ -582,7 +582,7 @@ class FusedOptimizer(Optimizer):
             return
         dtype = paddle.get_default_dtype() if self._dtype is None else self._dtype
         if dtype_name(dtype) in ("float16", "bfloat16"):
-            # Paddle keeps 16 bits where they are the default dtype, too few for a learning rate.
+            # If the default dtype has 16 bits, Paddle uses it here, which is too few for a learning rate.
             self._dtype = paddle.float32
         super()._create_global_learning_rate()
 
@@ -594,7 +594,7 @@ class FusedOptimizer(Optimizer):
         return rate.item() if hasattr(rate, "item") else rate
 
     def set_lr(self, value: float) -> None:
-        """Set the learning rate.
+        """Set the learning rate, unless it is an ``LRScheduler``, which sets it itself.
 
         Args:
             value: a number of at least 0.
@@ -612,7 +612,7 @@ class FusedOptimizer(Optimizer):
         """Make all state before the first step, so that ``state_dict`` names every entry that a load may fill."""
         for param in parameters:
             if self._state.of(param) is None and not param.stop_gradient:
-                # With fleet's float32 gradients beside 16-bit parameters, the history holds those.
+                # If fleet keeps float32 gradients beside 16-bit parameters, the history stores those.
                 wide = is_16_bit(param) and hasattr(param, "main_grad")
                 self._state.create(param, paddle.float32 if wide else param.dtype)
 

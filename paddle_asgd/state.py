@@ -35,7 +35,7 @@ class StateTensor(NamedTuple):
     shape: Callable[[list[int]], list[int]]
     #: whether its first element, an int64, counts the parameter's steps; 0 in a checkpoint means that there were none
     counts_steps: bool = False
-    #: whether it is made by ``ParameterState.entry_of``, and not with the others before the first step
+    #: whether it is made later, by ``ParameterState.entry_of``, and not with the others before the first step
     later: bool = False
 
 

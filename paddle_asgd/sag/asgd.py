@@ -132,7 +132,7 @@ class ASGD(FusedOptimizer):
 
     @property
     def batch_num(self) -> int:
-        """The number of slots n, as it was passed."""
+        """The number of slots n."""
         return self._n
 
     @property
@@ -170,12 +170,8 @@ class ASGD(FusedOptimizer):
         self._inputs.give_index(value, self._state, self._parameter_list)
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
-        """Clear the gradients of all parameters.
-
-        Args:
-            set_to_zero: True makes them zeros, False removes them.
-        """
-        # Not super(), which the tracer of full_graph=True cannot transcribe.
+        """Clear the gradients of all parameters: set them to zero, or remove them with ``set_to_zero=False``."""
+        # The tracer of full_graph=True cannot transcribe super().
         FusedOptimizer.clear_grad(self, set_to_zero)
         self._inputs.index.mixed = None  # the mixture has gone with the gradients
 
@@ -266,12 +262,12 @@ class ASGD(FusedOptimizer):
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All state by Paddle's names, and ``batch_num``, as tensors.
+        """All state by Paddle's names, and ``batch_num``, as tensors. Where they are used, there are also the
+        ``batch_weights``, of mean 1, with which ``d`` was summed, and the ``theta_step``, the number of steps on which
+        a callable ``theta`` depends.
 
-        Where they are used, there are also the ``batch_weights``, of mean 1, with which ``d`` was summed, and the
-        ``theta_step``, the number of steps on which a callable ``theta`` depends. The tensors are the optimizer's own
-        and change with its next step: save or copy them before that. Paddle's own optimizer loads them unless a
-        ``batch_index`` was used.
+        The tensors are the optimizer's own and change with its next step: save or copy them before that. Paddle's own
+        optimizer loads them unless a ``batch_index`` was used.
         """
         leave_trace()
         return {**super().state_dict(), **self._inputs.collect()}

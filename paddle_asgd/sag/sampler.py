@@ -115,7 +115,7 @@ class FixedBatchSampler(BatchSampler):
         self._epoch, self._position = 0, 0
         #: whether a batch of this epoch has been handed out since the state was made or loaded
         self._is_begun = False
-        #: how often a pass began or the state was set: a pass notices that it is not the latest
+        #: how often a pass began or the state was set, by which a pass notices that it is no longer the latest
         self._turns = 0
         #: the batches of a pass that counts what it yields, for the ``__iter__`` that its loader calls
         self._planned: list[int] | None = None
