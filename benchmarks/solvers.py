@@ -113,30 +113,36 @@ def time_fit(fit: Fit, problem: Problem, iterations: int, smallest: float) -> tu
 
 
 def time_other(fit: Fit, problem: Problem, smallest: float) -> Times:
-    """The seconds to each target, of a fit of the fewest iterations that reach it."""
-    tried: dict[int, tuple[float, float]] = {}
-
-    def reaches(iterations: int, target: float) -> bool:
-        if iterations not in tried:
-            tried[iterations] = time_fit(fit, problem, iterations, smallest)
-        return tried[iterations][1] <= target
-
-    iterations = 1
-    while not reaches(iterations, TARGETS[-1]) and tried[iterations][0] < MOST_SECONDS:
-        iterations += (iterations + 1) // 2
+    """The seconds to each target, of a fit of the fewest iterations that reach it, to within a tenth."""
+    tried = {1: time_fit(fit, problem, 1, smallest)}
     seconds = []
     for target in TARGETS:
-        high = min((count for count in tried if reaches(count, target)), default=None)
-        if high is None:
-            seconds.append(np.inf)
-            continue
-        low = max((count for count in tried if count < high), default=0)
-        # To within a tenth of the iterations: each trial is a whole fit.
-        while high - low > max(1, high // 10):
-            middle = (low + high) // 2
-            low, high = (low, middle) if reaches(middle, target) else (middle, high)
-        seconds.append(tried[high][0])
+        while True:
+            below = [count for count, (_, excess) in tried.items() if not excess <= target]
+            high = min((count for count in tried if count not in below), default=None)
+            low = max((count for count in below if high is None or count < high), default=0)
+            if high is None and tried[low][0] > MOST_SECONDS:
+                seconds.append(np.inf)
+                break
+            if high is not None and high - low <= max(1, high // 10):
+                seconds.append(tried[high][0])
+                break
+            count = next_count({count: tried[count][1] for count in sorted(tried)}, low, high, target)
+            tried[count] = time_fit(fit, problem, count, smallest)
     return seconds
+
+
+def next_count(excess: dict[int, float], low: int, high: int | None, target: float) -> int:
+    """Where a target lies between two numbers of iterations or beyond, as if each iteration left the same fraction."""
+    first, last = (low, high) if high is not None else ([0, *(count for count in excess if count < low)][-1], low)
+    logs = np.log([max(excess.get(count, np.inf), 1e-16) for count in (first, last)])
+    guess = np.inf
+    if np.isfinite(logs).all() and logs[0] > logs[1]:
+        guess = 1.02 * (first + (last - first) * (logs[0] - np.log(target)) / (logs[0] - logs[1]))
+    if high is None:
+        return int(min(max(guess, 1.1 * low + 1), 2 * low))
+    margin = (high - low + 7) // 8
+    return int(min(max(guess, low + margin), high - margin)) if guess < np.inf else (low + high) // 2
 
 
 def median(run: Callable[[], Times]) -> Times:
