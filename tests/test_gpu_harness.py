@@ -187,6 +187,6 @@ def test_only_fat_binaries_are_blanked(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 def test_nvcc_takes_the_kernels_without_a_warning(tmp_path: Path) -> None:
     """All that these programs bring are in one of them."""
-    flags = [*build.flags_of_setup("NVCC_FLAGS"), "-arch=sm_90", "-Werror", "all-warnings"]
+    flags = [*build.list_of_setup("NVCC_FLAGS"), "-arch=sm_90", "-Werror", "all-warnings"]
     include = [f"-I{path}" for path in (build.CSRC, build.TESTS, build.NATIVE)]
     build.run("nvcc", *flags, *include, "-c", build.NATIVE / "measure.cu", "-o", tmp_path / "measure.o")

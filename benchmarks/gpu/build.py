@@ -48,12 +48,17 @@ def launches_on_host(source: str) -> tuple[str, int]:
     return LAUNCH.subn(r"launch_on_host(\1, \2, \3, stream, ", source)
 
 
-def flags_of_setup(name: str) -> list[str]:
-    """A list of flags that setup.py builds with."""
+def list_of_setup(name: str) -> list[str]:
+    """A list of flags or of sources that setup.py builds with."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == name:
             return ast.literal_eval(node.value)
     raise LookupError(f"setup.py has no {name}")
+
+
+def kernels(name: str) -> list[Path]:
+    """The files of CPU_SOURCES or CUDA_SOURCES in CSRC."""
+    return [CSRC / Path(source).name for source in list_of_setup(name)]
 
 
 def run(*command: str | Path) -> str:
@@ -64,9 +69,9 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def _cpu_object(folder: Path, *more: str) -> Path:
-    target = folder / "asgd_cpu.o"
-    run("g++", *flags_of_setup("CXX_FLAGS"), *more, "-fPIC", "-c", CSRC / "asgd_cpu.cc", "-o", target)
+def _cpu_object(folder: Path, source: Path, *more: str) -> Path:
+    target = folder / f"{source.stem}.o"
+    run("g++", *list_of_setup("CXX_FLAGS"), *more, "-fPIC", "-c", source, "-o", target)
     return target
 
 
@@ -77,7 +82,7 @@ def _includes() -> list[str]:
 def for_cuda(folder: Path, arch: str = "sm_90", names: tuple[str, ...] = (*PROGRAMS, LIBRARY)) -> Built:
     """With nvcc; ``arch`` as its -arch takes it, such as sm_90 or native."""
     folder.mkdir(parents=True, exist_ok=True)
-    nvcc = ["nvcc", *flags_of_setup("NVCC_FLAGS"), f"-arch={arch}", "-lineinfo"]
+    nvcc = ["nvcc", *list_of_setup("NVCC_FLAGS"), f"-arch={arch}", "-lineinfo"]
     nvcc += ["-Xcompiler", "-fPIC,-ffp-contract=off", *_includes()]
 
     def compiled(source: Path) -> Path:
@@ -90,12 +95,12 @@ def for_cuda(folder: Path, arch: str = "sm_90", names: tuple[str, ...] = (*PROGR
         run("nvcc", f"-arch={arch}", *(["-shared"] if name == LIBRARY else []), *objects, "-o", target)
 
     with ThreadPoolExecutor() as pool:
-        cpu = pool.submit(_cpu_object, folder)
-        kernel = pool.submit(compiled, CSRC / "asgd_cuda.cu")
+        waiting = [pool.submit(_cpu_object, folder, source) for source in kernels("CPU_SOURCES")]
+        waiting += [pool.submit(compiled, source) for source in kernels("CUDA_SOURCES")]
         mains = {name: pool.submit(compiled, NATIVE / f"{name}.cu") for name in names}
-        kernels = [cpu.result(), kernel.result()]
+        objects = [kernel.result() for kernel in waiting]
         for name, main in mains.items():
-            linked(name, [main.result(), *kernels])
+            linked(name, [main.result(), *objects])
     return Built("cuda", folder)
 
 
@@ -103,11 +108,11 @@ def for_host(folder: Path, names: tuple[str, ...] = (*PROGRAMS, LIBRARY)) -> Bui
     """With g++, the launches of kernels turned into loops (``native/on_host``)."""
     source = folder / "source"
     source.mkdir(parents=True, exist_ok=True)
-    for path in (*NATIVE.glob("*.h"), *NATIVE.glob("*.cu"), CSRC / "asgd_cuda.cu"):
+    for path in (*NATIVE.glob("*.h"), *NATIVE.glob("*.cu"), *kernels("CUDA_SOURCES")):
         name = path.name if path.suffix == ".h" else f"{path.stem}.cc"
         (source / name).write_text(launches_on_host(path.read_text())[0])
     include = (f"-I{path}" for path in (source, CSRC, TESTS, NATIVE / "on_host"))
-    flags = [*flags_of_setup("CXX_FLAGS"), *QUICK, "-fPIC", *WARNINGS, *include]
+    flags = [*list_of_setup("CXX_FLAGS"), *QUICK, "-fPIC", *WARNINGS, *include]
 
     def compiled(name: str) -> Path:
         target = folder / f"{name}.o"
@@ -115,9 +120,10 @@ def for_host(folder: Path, names: tuple[str, ...] = (*PROGRAMS, LIBRARY)) -> Bui
         return target
 
     with ThreadPoolExecutor() as pool:
-        kernels = [pool.submit(_cpu_object, folder, *QUICK), pool.submit(compiled, "asgd_cuda")]
+        waiting = [pool.submit(_cpu_object, folder, source, *QUICK) for source in kernels("CPU_SOURCES")]
+        waiting += [pool.submit(compiled, source.stem) for source in kernels("CUDA_SOURCES")]
         mains = {name: pool.submit(compiled, name) for name in names}
-        objects = [kernel.result() for kernel in kernels]
+        objects = [kernel.result() for kernel in waiting]
         for name, main in mains.items():
             target = folder / (f"{name}.so" if name == LIBRARY else name)
             shared = ["-shared"] if name == LIBRARY else []
@@ -126,14 +132,14 @@ def for_host(folder: Path, names: tuple[str, ...] = (*PROGRAMS, LIBRARY)) -> Bui
 
 
 def undefined_symbols(folder: Path) -> list[str]:
-    """The functions of CUDA that the kernel's object file can call."""
-    listed = run("nm", "-u", folder / "asgd_cuda.o").split()
-    return sorted(name for name in listed if name.lstrip("_").startswith("cuda"))
+    """The functions of CUDA that the kernels' object files can call."""
+    listed = run("nm", "-u", *(folder / f"{source.stem}.o" for source in kernels("CUDA_SOURCES"))).split()
+    return sorted({name for name in listed if name.lstrip("_").startswith("cuda")})
 
 
 def resources(folder: Path, arch: str = "sm_90") -> str:
     """What the compiler says of registers and spills."""
-    command = ["nvcc", *flags_of_setup("NVCC_FLAGS"), f"-arch={arch}", "--resource-usage", *_includes()]
-    said = run(*command, "-c", CSRC / "asgd_cuda.cu", "-o", folder / "resources.o")
+    command = ["nvcc", *list_of_setup("NVCC_FLAGS"), f"-arch={arch}", "--resource-usage", *_includes()]
+    said = "".join(run(*command, "-c", source, "-o", folder / "resources.o") for source in kernels("CUDA_SOURCES"))
     filt = shutil.which("c++filt")
     return subprocess.run([filt], input=said, capture_output=True, text=True).stdout if filt else said
