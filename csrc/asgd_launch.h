@@ -7,6 +7,9 @@
 
 namespace paddle_asgd {
 
+// The threads of a block, in every kernel that works on elements.
+constexpr int kThreads = 256;
+
 template <int kBytes>
 using AsgdLaunch = Launch<TensorArgs, StepArgs, kBytes>;
 

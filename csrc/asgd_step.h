@@ -10,6 +10,12 @@
 
 namespace paddle_asgd {
 
+// Called where the numbers lie: on a GPU the host does not know what keeps a step from being taken.
+PADDLE_ASGD_HOST_DEVICE bool takes_step(const StepArgs& step) {
+  if (step.found_inf != nullptr && *step.found_inf) return false;
+  return !step.batch_index.given || in_range(load(step.batch_index), step.batch_num);
+}
+
 PADDLE_ASGD_HOST_DEVICE Visit visit_of(const TensorArgs& t, const StepArgs& step) {
   return step.batch_index.given ? indexed_visit(t.m, load(step.batch_index), step.batch_num)
                                 : cyclic_visit(*t.m, step.batch_num);

@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The step on the CPU: a loop over the tensors, and inside it the loops over the elements. Must not include Paddle,
-// and must not write the formula again (asgd_formula.h).
+// and must not write the formula again (asgd_formula.h). What a function inlines is compiled with it in each clone;
+// a function that is only called would be compiled once, for the oldest processor.
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
+#include "asgd_cpu.h"
 #include "asgd_gradient.h"
-#include "asgd_step.h"
 #include "asgd_watch.h"
-#include "platform.h"
 #include "storage.h"
 
 namespace paddle_asgd {
 namespace {
-
-// Forced, so that the loops are compiled within each clone and take its instruction set. A function that is only called
-// would be compiled once, for the oldest processor.
-#define PADDLE_ASGD_INLINE inline __attribute__((always_inline))
 
 // The weights from `begin` on in the type of the arithmetic: in place, or of a 16-bit parameter without master weights
 // a copy in `wide`. What is done to them goes back by round_weights().
@@ -90,58 +85,6 @@ PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>&
   }
 }
 
-// Adds kSlots slots to the sums, in their order.
-template <int kSlots, bool kWeighted, typename G, typename T>
-PADDLE_ASGD_INLINE void add_slots(double* __restrict__ sums, const G* __restrict__ y_i, const double* weights,
-                                  int64_t numel, int64_t length) {
-  double rounded[kSlots] = {};
-  // As the step rounds them, so that both sums are of the same numbers.
-  for (int k = 0; kWeighted && k < kSlots; ++k) rounded[k] = static_cast<double>(static_cast<T>(weights[k]));
-  for (int64_t j = 0; j < length; ++j) {
-    double sum = sums[j];
-// Unrolled whole: eight streams of memory at once are what this function is for.
-#pragma GCC unroll 8
-    for (int k = 0; k < kSlots; ++k) {
-      const double stored = static_cast<double>(widen(y_i[k * numel + j]));
-      sum += kWeighted ? rounded[k] * stored : stored;
-    }
-    sums[j] = sum;
-  }
-}
-
-// The sums of one unit, anew. They stay in the first-level cache, and eight slots are read at once: one stream of
-// memory alone is far from the bandwidth that the rest of the step gets.
-template <bool kWeighted, typename G, typename T>
-PADDLE_ASGD_INLINE void sum_history(double* sums, const G* y, const double* weights, int64_t n, int64_t numel,
-                                    int64_t length) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    add_slots<8, kWeighted, G, T>(sums, y + i * numel, kWeighted ? weights + i : nullptr, numel, length);
-  for (; i < n; ++i)
-    add_slots<1, kWeighted, G, T>(sums, y + i * numel, kWeighted ? weights + i : nullptr, numel, length);
-}
-
-// One function for each type, not one for each combination: they are most of what there is to compile.
-using SumFunction = void (*)(double*, const void*, int64_t, const double*, int64_t, int64_t, int64_t);
-#define PADDLE_ASGD_SUM(name, kWeighted, G, T)                                                               \
-  PADDLE_ASGD_CLONES void name(double* sums, const void* y, int64_t begin, const double* weights, int64_t n, \
-                               int64_t numel, int64_t length) {                                              \
-    sum_history<kWeighted, G, T>(sums, static_cast<const G*>(y) + begin, weights, n, numel, length);         \
-  }
-PADDLE_ASGD_SUM(sum_float32, false, float, float)
-PADDLE_ASGD_SUM(sum_float64, false, double, double)
-PADDLE_ASGD_SUM(sum_float16, false, Float16, float)
-PADDLE_ASGD_SUM(sum_bfloat16, false, BFloat16, float)
-PADDLE_ASGD_SUM(sum_float32_weighted, true, float, float)
-PADDLE_ASGD_SUM(sum_float64_weighted, true, double, double)
-PADDLE_ASGD_SUM(sum_float16_weighted, true, Float16, float)
-PADDLE_ASGD_SUM(sum_bfloat16_weighted, true, BFloat16, float)
-#undef PADDLE_ASGD_SUM
-// A type that is added to DType must be added here at the same position.
-constexpr SumFunction kSum[][4] = {
-    {sum_float32, sum_float64, sum_float16, sum_bfloat16},
-    {sum_float32_weighted, sum_float64_weighted, sum_float16_weighted, sum_bfloat16_weighted}};  // by DType
-
 // The sums of at most one unit, anew. A theta has moved x already: by d and y_i as they were.
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
 PADDLE_ASGD_INLINE void refresh_unit(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
@@ -185,7 +128,7 @@ PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const Visit& visit, dou
   const Refresh refresh = refresh_of(*t.m, n, t.numel);
   const Typed<P, G, T> tensor = typed<P, G, T>(t, visit.slot);
   const Gradient<G> gradient = gradient_of<G>(t, step);
-  const SumFunction sum = kSum[weights != nullptr][static_cast<int>(t.grad_dtype)];
+  const SumFunction sum = kSumOfHistory[weights != nullptr][static_cast<int>(t.grad_dtype)];
   if (step.has_theta) {
     update_all<P, G, T, kMaster, true>(tensor, gradient, c, refresh, sum, n, weights);
   } else {
@@ -232,126 +175,12 @@ StepFunction choose(const TensorArgs& t) {
   return step_float32;
 }
 
-// The divisors of one step. Weights that have not all been seen are a sum over the slots, and nearly always the clocks
-// of neighbouring tensors are alike.
-class Divisors {
- public:
-  double of(const Visit& visit, const TensorArgs& t, const StepArgs& step) {
-    if (step.batch_weights == nullptr || visit.seen == step.batch_num) return divisor(visit, t, step);
-    // With a batch index any slot may be marked, so the whole clock is compared.
-    const int64_t length = step.batch_index.given ? clock_length(step.batch_num) : 1;
-    if (!std::equal(clock_.begin(), clock_.end(), t.m, t.m + length)) {
-      clock_.assign(t.m, t.m + length);
-      last_ = divisor(visit, t, step);
-    }
-    return last_;
-  }
-
- private:
-  std::vector<int64_t> clock_;
-  double last_ = 0;
-};
-
-// ---- The watch -----------------------------------------------------------------------------------------------------
-
-// A sum for every element of a run, so that the loop over them is vector code.
-struct Sampled {
-  double replaced[kWatchRun];
-  double centred[kWatchRun];
-  int64_t count;
-};
-
-template <typename G, typename T>
-PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin,
-                                   const StepArgs& step, Sampled* sampled) {
-  const G* y_i = static_cast<const G*>(t.y) + visit.slot * t.numel + begin;
-  // d as the step finds it: the mean of what was known before this gradient.
-  const T* d = static_cast<const T*>(t.d) + begin;
-  // A product with the reciprocal, as on the GPU: a division for each element would give other bits.
-  const T share = static_cast<T>(1 / weight_seen);
-  const int64_t length = std::min(kWatchRun, t.numel - begin);
-  G room[kWatchRun];
-  const G* grad = gradient_of<G>(t, step).stretch(begin, length, room);
-  for (int64_t j = 0; j < length; ++j) {
-    const Squares added = squares<T>(widen(grad[j]), widen(y_i[j]), d[j], share);
-    sampled->replaced[j] += added.replaced;
-    sampled->centred[j] += added.centred;
-  }
-  sampled->count += length;
-}
-
-#define PADDLE_ASGD_SAMPLE(name, G, T)                                                                     \
-  PADDLE_ASGD_CLONES void name(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin, \
-                               const StepArgs& step, Sampled* sampled) {                                   \
-    sample_run<G, T>(t, visit, weight_seen, begin, step, sampled);                                         \
-  }
-PADDLE_ASGD_SAMPLE(sample_float32, float, float)
-PADDLE_ASGD_SAMPLE(sample_float64, double, double)
-PADDLE_ASGD_SAMPLE(sample_float16, Float16, float)
-PADDLE_ASGD_SAMPLE(sample_bfloat16, BFloat16, float)
-#undef PADDLE_ASGD_SAMPLE
-
-using SampleFunction = void (*)(const TensorArgs&, const Visit&, double, int64_t, const StepArgs&, Sampled*);
-// Any gradient dtype can come here, whatever the parameter's: the watch reads no parameter.
-constexpr SampleFunction kSample[] = {sample_float32, sample_float64, sample_float16, sample_bfloat16};  // by DType
-
-int64_t windows_of(const TensorArgs& t) { return (t.numel + kWatchWindow - 1) / kWatchWindow; }
-
-// Before the step changes what is compared.
-void watch_slots(const StepArgs& step) {
-  int64_t windows = 0;
-  for (int64_t i = 0; i < step.count; ++i) windows += windows_of(step.tensors[i]);
-  const int64_t stride = watch_stride(windows);
-  Sampled sampled = {};
-  Divisors divisors;
-  // The number of windows until the next that is sampled, across the tensors.
-  int64_t next = slot_of_step(*step.tensors[0].m, stride);
-  for (int64_t i = 0; i < step.count; ++i) {
-    const TensorArgs& t = step.tensors[i];
-    const int64_t count = windows_of(t);
-    if (next < count) {
-      const Visit visit = visit_of(t, step);
-      const double seen = divisors.of(visit, t, step);
-      for (; next < count; next += stride) {
-        if (!visit.seen_before) continue;
-        kSample[static_cast<int>(t.grad_dtype)](t, visit, seen, watch_begin(next, *t.m, t.numel), step, &sampled);
-      }
-    }
-    next -= count;
-  }
-  // In this order, so that the sums of a run on the CPU are the same each time.
-  for (int64_t j = 0; j < kWatchRun; ++j) {
-    step.watch[kReplaced] += sampled.replaced[j];
-    step.watch[kCentred] += sampled.centred[j];
-  }
-  step.watch[kSampled] += static_cast<double>(sampled.count);
-}
-
-// ---- The norm ------------------------------------------------------------------------------------------------------
-
-template <typename P, typename T>
-double sum_of_squares(const TensorArgs& t, double weight_decay, double weight_seen) {
-  // In double: the squares of many small numbers, some of which float32 would lose beside the others.
-  const T* d = static_cast<const T*>(t.d);
-  double sum = 0;
-  for (int64_t e = 0; e < t.numel; ++e) {
-    const T x = t.master == nullptr ? widen(static_cast<const P*>(t.param)[e]) : static_cast<const T*>(t.master)[e];
-    const double known = known_gradient<T>(x, d[e], weight_decay, weight_seen);
-    sum += known * known;
-  }
-  return sum;
-}
-
-using NormFunction = double (*)(const TensorArgs&, double, double);
-constexpr NormFunction kNorm[] = {sum_of_squares<float, float>, sum_of_squares<double, double>,
-                                  sum_of_squares<Float16, float>, sum_of_squares<BFloat16, float>};  // by DType
-
 }  // namespace
 
 void asgd_cpu(const StepArgs& step) {
-  // Before anything is written: such a step leaves all tensors, their clocks and the watch as they were.
+  // These tests come before anything is written. A step that found an Inf is no refusal, whatever its index is.
   if (step.found_inf != nullptr && *step.found_inf) return;
-  if (step.batch_index.given && !in_range(load(step.batch_index), step.batch_num)) {
+  if (!takes_step(step)) {
     if (step.watch != nullptr) refuse_index(step.watch, load(step.batch_index));
     return;
   }
@@ -364,15 +193,6 @@ void asgd_cpu(const StepArgs& step) {
     choose(t)(t, visit, divisors.of(visit, t, step), step);
   }
   if (step.watch != nullptr) close_step(step.watch, step.batch_num);
-}
-
-void asgd_norm_cpu(const StepArgs& step, double* sum) {
-  for (int64_t i = 0; i < step.count; ++i) {
-    const TensorArgs& t = step.tensors[i];
-    const double known = weight_known(t.m, step.batch_index.given, step.batch_num, step.batch_weights);
-    if (known == 0) continue;  // no gradient has ever reached it
-    *sum += kNorm[static_cast<int>(t.param_dtype)](t, load(step.weight_decay), known);
-  }
 }
 
 }  // namespace paddle_asgd
