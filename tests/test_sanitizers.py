@@ -13,8 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from benchmarks.gpu.build import kernels, launches_on_host, list_of_setup
+from gpu.build import kernels, launches_on_host, list_of_setup
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
