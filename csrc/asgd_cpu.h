@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CPU's files of SAG share: the step (asgd_step_cpu.cc) calls the watch (asgd_watch_cpu.cc) and the sum of the
-// history (asgd_refresh_cpu.cc). Must not hold a loop over elements.
+// What the CPU's files of SAG share: the step calls the watch and the sum of the history. Must not loop over elements.
 #pragma once
 
 #include <algorithm>
@@ -30,12 +29,12 @@ class Divisors {
   double last_ = 0;
 };
 
-// Adds to `sums`, of `length` doubles, the slots of the elements from `begin` on; `weights` is read if it is weighted.
+// Adds to `sums`, of `length` doubles, the slots of the elements from `begin` on; asgd_refresh_cpu.cc.
 using SumFunction = void (*)(double* sums, const void* y, int64_t begin, const double* weights, int64_t n,
                              int64_t numel, int64_t length);
 extern const SumFunction kSumOfHistory[2][4];  // by whether it is weighted, and by the gradient's DType
 
-// Adds a sample of the step to its watch. It must run before the step replaces what is compared.
+// Must run before the step replaces what is compared; asgd_watch_cpu.cc.
 void watch_slots(const StepArgs& step);
 
 }  // namespace paddle_asgd

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The norm of the known gradient on the GPU. Must not include Paddle, nor write to a tensor. No allocation, no
-// synchronisation, no copy.
+// The norm of the known gradient on the GPU. Must not include Paddle, nor write to a tensor, allocate, wait or copy.
 #include <cstdint>
 
 #include "asgd_launch.h"
@@ -9,11 +8,14 @@
 namespace paddle_asgd {
 namespace {
 
-// As many blocks as keep the memory busy: each warp adds once to the sum, in an order that differs from run to run.
+// As many blocks as keep the memory busy, and no more, because each warp adds once to the one sum. The order of these
+// additions differs from run to run; no step depends on the norm.
 constexpr int32_t kNormBlocks = 1024;
 
-// All threads of a warp must come here. One by one their sums would queue for the one address.
+// All threads of a warp must come here, or the shuffle is undefined. If each thread added its own sum, all of them
+// would queue for the one address.
 __device__ inline void add_of_warp(double* total, double value) {
+// On the host the tests run one thread after the other, which have no warp to shuffle in.
 #ifdef __CUDA_ARCH__
   for (int lane = 16; lane > 0; lane /= 2) value += __shfl_down_sync(0xffffffffu, value, lane);
   if (threadIdx.x % 32 != 0) return;
@@ -24,7 +26,7 @@ __device__ inline void add_of_warp(double* total, double value) {
 template <typename P, typename T, int kBytes>
 __global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch, double* total) {
   const StepArgs& step = launch.step;
-  // Loaded here, for the host may not know it.
+  // The number is loaded here, because the host may not know it.
   const double weight_decay = load(step.weight_decay);
   double sum = 0;
   // All threads of a block stay together, `continue` included, as add_of_warp() needs it.
@@ -36,6 +38,7 @@ __global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> l
     const int64_t begin = (static_cast<int64_t>(block) - launch.first_block[index]) * kChunk;
     const int64_t end = min(begin + kChunk, t.numel);
     for (int64_t e = begin + threadIdx.x; e < end; e += kThreads) {
+      // The master weight is the parameter; a 16-bit one beside it is only its rounded copy.
       const T x = t.master == nullptr ? widen(static_cast<const P*>(t.param)[e]) : static_cast<const T*>(t.master)[e];
       const double gradient = known_gradient<T>(x, static_cast<const T*>(t.d)[e], weight_decay, known);
       sum += gradient * gradient;
@@ -47,6 +50,7 @@ __global__ void add_squares(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> l
 template <typename P, typename T, int kBytes>
 cudaError_t enqueue_norm(const AsgdLaunch<kBytes>& launch, double* sum, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
+  // A launch of no blocks is an error in CUDA.
   if (blocks > 0) add_squares<P, T, kBytes><<<min(blocks, kNormBlocks), kThreads, 0, stream>>>(launch, sum);
   return cudaGetLastError();
 }

@@ -13,8 +13,8 @@
 namespace paddle_asgd {
 namespace {
 
-// The weights from `begin` on in the type of the arithmetic: in place, or of a 16-bit parameter without master weights
-// a copy in `wide`. What is done to them goes back by round_weights().
+// Returns the weights from `begin` on in the type of the arithmetic. A 16-bit parameter without master weights is
+// copied to `wide`; whatever changes the weights must write them back with round_weights().
 template <bool kMaster, typename P, typename G, typename T>
 PADDLE_ASGD_INLINE T* widen_weights(const Typed<P, G, T>& t, int64_t begin, int64_t length, T* wide) {
   if constexpr (std::is_same<P, T>::value) return t.param + begin;
@@ -23,6 +23,7 @@ PADDLE_ASGD_INLINE T* widen_weights(const Typed<P, G, T>& t, int64_t begin, int6
   return wide;
 }
 
+// A master weight is updated in place, so only the rounded parameter is left to write.
 template <typename P, typename G, typename T>
 PADDLE_ASGD_INLINE void round_weights(const Typed<P, G, T>& t, int64_t begin, int64_t length, const T* x) {
   if constexpr (!std::is_same<P, T>::value) narrow_array(x, t.param + begin, length);
@@ -34,7 +35,7 @@ template <typename G, typename T, bool kTheta>
 PADDLE_ASGD_INLINE void update(T* __restrict__ x, const G* __restrict__ grad, T* __restrict__ d, G* __restrict__ y_i,
                                Coefficients<T> c, int64_t length) {
   for (int64_t e = 0; e < length; ++e) {
-    // By way of a value: gcc does not vectorise a copy from one 16-bit struct in memory to another.
+    // The copy goes through a value, because gcc does not vectorise one from a 16-bit struct in memory to another.
     const G g = grad[e];
     const T old = widen(y_i[e]), sum = replace_gradient<T>(d[e], old, widen(g), c.weight);
     x[e] = kTheta ? descend_theta<T>(x[e], d[e], old, widen(g), c) : descend<T>(x[e], sum, c);
@@ -43,9 +44,9 @@ PADDLE_ASGD_INLINE void update(T* __restrict__ x, const G* __restrict__ grad, T*
   }
 }
 
-// 16-bit parameters are updated a block at a time, while it is in the first-level cache. Rounding them in a pass of its
-// own is measured to be faster than in the loop, for bfloat16 too. With 1,024 elements the buffers no longer fit beside
-// the tensors, all of which begin on a page.
+// 16-bit parameters are updated a block at a time, while it is in the first-level cache. Rounding them in a separate
+// pass was measured to be faster than in the loop, for bfloat16 too. With 1,024 elements the buffers no longer fit
+// beside the tensors, all of which begin on a page.
 constexpr int64_t kBlock = 512;
 
 template <typename P, typename G, bool kMaster, bool kTheta>
@@ -54,11 +55,12 @@ PADDLE_ASGD_INLINE void update_block(const Typed<P, G, float>& t, const G* grad,
   float wide[kBlock];
   float* x = widen_weights<kMaster>(t, begin, length, wide);
   if constexpr (std::is_same<G, Float16>::value) {
+    // The processor's conversions work on arrays (storage.h). The widened y_i is scratch, which update() overwrites.
     float wide_grad[kBlock], wide_y_i[kBlock];
     widen_array(grad, wide_grad, length);
     widen_array(t.y_i + begin, wide_y_i, length);
     update<float, float, kTheta>(x, wide_grad, t.d + begin, wide_y_i, c, length);
-    // The bits themselves, not rounded from `wide_grad`: a NaN keeps its payload, as on a GPU.
+    // The bits are copied, not rounded from `wide_grad`, so that a NaN keeps its payload as on a GPU.
     std::copy(grad, grad + length, t.y_i + begin);
   } else {
     update<G, float, kTheta>(x, grad, t.d + begin, t.y_i + begin, c, length);
@@ -72,7 +74,7 @@ PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>&
   // Parameters that are as wide as the arithmetic need no buffers beside them.
   constexpr bool kWide = std::is_same<P, T>::value;
   G room[kBlock];
-  // Where nothing has to be put together, one block is all.
+  // A dense gradient is read where it lies, so the whole range is one block.
   const int64_t block = kWide && gradient.rows == nullptr ? range.end - range.begin : kBlock;
   for (int64_t begin = range.begin; begin < range.end; begin += block) {
     const int64_t length = std::min(block, range.end - begin);
@@ -85,14 +87,14 @@ PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>&
   }
 }
 
-// The sums of at most one unit, anew. A theta has moved x already: by d and y_i as they were.
+// Computes d anew for at most one unit. With a theta x has moved already, by d and y_i as they were before the step.
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
 PADDLE_ASGD_INLINE void refresh_unit(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
                                      Range fresh, SumFunction sum, int64_t n, const double* weights) {
   const int64_t begin = fresh.begin, length = fresh.end - fresh.begin;
   G room[kRefreshUnit];
   const G* grad = gradient.stretch(begin, length, room);
-  // First, for the sum is that of the history as this step leaves it.
+  // The gradient is stored first, because the sum is that of the history as this step leaves it.
   std::copy(grad, grad + length, t.y_i + begin);
   double sums[kRefreshUnit] = {};
   sum(sums, t.y, begin, weights, n, t.numel, length);
@@ -108,11 +110,11 @@ PADDLE_ASGD_INLINE void refresh_unit(const Typed<P, G, T>& t, const Gradient<G>&
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
 PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
                                    const Refresh& refresh, SumFunction sum, int64_t n, const double* weights) {
-  // One walk through the tensor: what a theta has just updated is still in the cache when it is recomputed.
+  // The tensor is walked through once, so that what was just updated is still in the cache when it is recomputed.
   int64_t begin = 0;
   for (int64_t span = refresh.first; span < refresh.last; ++span) {
     const Range fresh = refreshed_in(refresh, span, t.numel);
-    // The direction of SAG takes d as it will be, and so leaves the fresh elements to refresh_unit().
+    // SAG moves x by d as it will be, so refresh_unit() must move the fresh elements. A theta moves them by the old d.
     update_range<P, G, T, kMaster, kTheta>(t, gradient, c, Range{begin, kTheta ? fresh.end : fresh.begin});
     if (fresh.begin < fresh.end) refresh_unit<P, G, T, kMaster, kTheta>(t, gradient, c, fresh, sum, n, weights);
     begin = fresh.end;
@@ -134,7 +136,7 @@ PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const Visit& visit, dou
   } else {
     update_all<P, G, T, kMaster, false>(tensor, gradient, c, refresh, sum, n, weights);
   }
-  // Last: the slot, the divisor and the refresh are those of the clock before the step.
+  // The clock advances last, because the slot, the divisor and the refresh are those of the clock before the step.
   advance(t.m, visit, step.batch_index.given);
 }
 
@@ -157,7 +159,7 @@ PADDLE_ASGD_STEP(step_bfloat16_grad32_master, BFloat16, float, float, true)
 
 using StepFunction = void (*)(const TensorArgs&, const Visit&, double, const StepArgs&);
 
-// Whether there is a theta or weights is asked within: they would double the functions to compile, twice.
+// Theta and weights are told apart inside these functions, because each would double the number of them to compile.
 StepFunction choose(const TensorArgs& t) {
   const bool grad32 = t.grad_dtype == DType::kFloat32, master = t.master != nullptr;
   switch (t.param_dtype) {
@@ -184,7 +186,7 @@ void asgd_cpu(const StepArgs& step) {
     if (step.watch != nullptr) refuse_index(step.watch, load(step.batch_index));
     return;
   }
-  // Before the loop below replaces what is compared.
+  // The loop below replaces what the watch compares.
   if (step.watch != nullptr && step.count > 0) watch_slots(step);
   Divisors divisors;
   for (int64_t i = 0; i < step.count; ++i) {
@@ -192,6 +194,7 @@ void asgd_cpu(const StepArgs& step) {
     const Visit visit = visit_of(t, step);
     choose(t)(t, visit, divisors.of(visit, t, step), step);
   }
+  // The pass ends behind the last tensor, so that its sums are those of whole steps.
   if (step.watch != nullptr) close_step(step.watch, step.batch_num);
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The step on the GPU: many tensors in one launch. Must not include Paddle (so that it builds and runs on its own), and
-// must not write the formula again (asgd_formula.h). No allocation, no synchronisation, no copy: a step can be
-// captured.
+// The step on the GPU: many tensors in one launch. Must not include Paddle, nor write the formula again
+// (asgd_formula.h), nor allocate, wait or copy: a graph that captures a step could not replay it.
 #include <cstdint>
 
 #include "asgd_launch.h"
@@ -11,7 +10,7 @@
 namespace paddle_asgd {
 namespace {
 
-// Where the tests run this on the host, one thread after the other, none can wait for another.
+// The tests run this on the host, one thread after the other, where none can wait for another.
 #ifdef __CUDA_ARCH__
 constexpr bool kThreadsWait = true;
 __device__ inline void block_barrier() { __syncthreads(); }
@@ -36,8 +35,8 @@ __device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step, int64_
                      coefficients_of<T>(step, visit, divisor(visit, t, step))};
 }
 
-// Four blocks a multiprocessor: without the demand the compiler gives float64 so few registers that its loads of the
-// history wait for each other, and with one for more blocks it spills.
+// Four blocks a multiprocessor are demanded: without the demand the compiler gives float64 so few registers that its
+// loads of the history wait for each other, and with one for more blocks it spills.
 template <typename P, typename G, typename T, int kBytes>
 __global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
@@ -45,8 +44,8 @@ __global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GR
   const int index = find_tensor(launch, blockIdx.x);
   const TensorArgs& t = launch.tensors[index];
   const int64_t span = static_cast<int64_t>(blockIdx.x) - launch.first_block[index];
-  // Divisions, loads that wait for each other, and in a weighted first pass a loop over the slots: once for a block.
-  // The pointers stay with the arguments, where the compiler knows that they lead to global memory.
+  // One thread of a block does the divisions, the loads that wait for each other and, in a weighted first pass, the
+  // loop over the slots. The pointers stay in the arguments, where the compiler knows that they lead to global memory.
   __shared__ Prepared<T> shared;
   if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step, span);
   block_barrier();
@@ -56,14 +55,14 @@ __global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GR
   const int64_t begin = span * kChunk;
   constexpr int kNarrowest = sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G);
   work.template update_range<16 / kNarrowest, false>(begin, min(begin + kChunk, t.numel));
-  // The two loops take different elements, so no barrier stands between them.
-  // In a loop of its own, whose vectors are so short that every thread of the block has one of a unit, and that eight
-  // slots of them fit into its registers.
+  // The two loops take different elements, so no barrier stands between them. The vectors of the second are so short
+  // that every thread of the block has one of a unit, and that eight slots of them fit into its registers.
   const Range fresh = prepared.fresh;
   if (fresh.begin < fresh.end) work.template update_range<16 / sizeof(T), true>(fresh.begin, fresh.end);
 }
 
-// A launch of its own: within step_tensors some block might still have to read a clock that another advanced.
+// This is a launch of its own, because within step_tensors some block might still have to read a clock that another has
+// advanced.
 template <int kBytes>
 __global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;

@@ -17,7 +17,8 @@ struct alignas(sizeof(S) * kCount < 16 ? sizeof(S) * kCount : 16) Vector {
   S at[kCount];
 };
 
-// Everything that a block needs of its tensor.
+// Everything that a block needs of its tensor. What is a template parameter below would otherwise be a test within the
+// loop over the elements.
 template <typename P, typename G, typename T>
 struct Work {
   Typed<P, G, T> t;
@@ -50,7 +51,7 @@ struct Work {
     const G* y = t.y + e;
 #pragma unroll 1
     for (int64_t begin = 0; begin < n; begin += kSlots) {
-      // Behind the last slot nothing may be read: the last one is loaded again, and not added.
+      // Nothing may be read behind the last slot, so the last one is loaded again, and not added.
       const int left = static_cast<int>(min(n - begin, static_cast<int64_t>(kSlots)));
       Vector<G, kCount> stored[kSlots];
 #pragma unroll
@@ -62,7 +63,7 @@ struct Work {
 #pragma unroll
       for (int s = 0; s < kSlots; ++s) {
         if (s >= left) continue;
-        // As the step rounds it, so that both sums are of the same numbers.
+        // The weight is rounded as the step rounds it, so that both sums are of the same numbers.
         const double weight = kWeighted ? static_cast<double>(static_cast<T>(weights[begin + s])) : 1.0;
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
@@ -73,7 +74,7 @@ struct Work {
     }
   }
 
-  // In double and in the order of the slots, as on the CPU: another order would give other bits.
+  // The sum is in double and in the order of the slots, as on the CPU: another order would give other bits.
   template <int kCount>
   __device__ Vector<T, kCount> refreshed_sum(int64_t e) const {
     double sum[kCount] = {};
@@ -105,10 +106,10 @@ struct Work {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) x.at[k] = widen(rounded.at[k]);
     }
-    // Behind the loads: it waits for g, and no load may overtake a store that might change what it reads. Before the
-    // history is read, of which it is a part.
+    // This store comes after the loads, because it waits for g, and the compiler may not move a load before a store
+    // that might change what it reads. It comes before refreshed_sum(), which reads the history that it is a part of.
     *reinterpret_cast<Vector<G, kCount>*>(t.y_i + e) = g;
-    // Before `sum` changes: with a theta x moves by d as it was, without one by d as it will be.
+    // With a theta x moves by d as it was, so this comes before `sum` changes; without one, by d as it will be.
     if (has_theta) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {

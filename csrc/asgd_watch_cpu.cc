@@ -36,6 +36,7 @@ PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, doub
   sampled->count += length;
 }
 
+// A function template cannot be cloned, so each dtype of a gradient gets a function of its own.
 #define PADDLE_ASGD_SAMPLE(name, G, T)                                                                     \
   PADDLE_ASGD_CLONES void name(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin, \
                                const StepArgs& step, Sampled* sampled) {                                   \
@@ -56,12 +57,14 @@ int64_t windows_of(const TensorArgs& t) { return (t.numel + kWatchWindow - 1) / 
 }  // namespace
 
 void watch_slots(const StepArgs& step) {
+  // All tensors are counted before the first is sampled, because the stride depends on the whole step.
   int64_t windows = 0;
   for (int64_t i = 0; i < step.count; ++i) windows += windows_of(step.tensors[i]);
   const int64_t stride = watch_stride(windows);
   Sampled sampled = {};
   Divisors divisors;
-  // The number of windows until the next that is sampled, across the tensors.
+  // The number of windows until the next one that is sampled. It is carried from one tensor to the next, so that small
+  // tensors take their turns, too.
   int64_t next = slot_of_step(*step.tensors[0].m, stride);
   for (int64_t i = 0; i < step.count; ++i) {
     const TensorArgs& t = step.tensors[i];

@@ -14,8 +14,8 @@ namespace {
 
 static_assert(kChunk == kWatchWindow, "the watch counts blocks for windows");
 
-// A launch of its own, before step_tensors changes what is compared: there it would cost every block its registers.
-// One thread takes one run. The order of these sums differs from run to run, and no step depends on them.
+// This is a launch of its own before step_tensors, because there it would cost every block its registers. One thread
+// takes one run. The order of these sums differs from run to run, and no step depends on them.
 template <typename G, typename T, int kBytes>
 __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
   const StepArgs& step = launch.step;
