@@ -43,8 +43,9 @@ bench: $(VENV)/built
 lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/native/*.h tests/native/*.cc benchmarks/*.cc) \
-	  $(wildcard benchmarks/gpu/native/*.h benchmarks/gpu/native/*.cu benchmarks/gpu/native/on_host/*.h)
+	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/native/*.h tests/native/*.cc tests/native/*/*.h) \
+	  $(wildcard tests/gpu/*.h tests/gpu/*.cu tests/gpu/*/*.h) \
+	  $(wildcard benchmarks/*.cc benchmarks/gpu/native/*.h benchmarks/gpu/native/*.cu)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info paddle_asgd/*.so

@@ -24,6 +24,20 @@ CXX_FLAGS = [
 ]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
 
+# Every source of the library stands in one of these lists. They and the flags are plain literals because tests and
+# benchmarks read them without running this file, to compile the kernels where there is no Paddle.
+PADDLE_SOURCES = ["csrc/paddle_asgd_op.cc", "csrc/paddle_module.cc"]
+CPU_SOURCES = [
+    "csrc/asgd_step_cpu.cc",
+    "csrc/asgd_refresh_cpu.cc",
+    "csrc/asgd_watch_cpu.cc",
+    "csrc/asgd_norm_cpu.cc",
+]
+CUDA_SOURCES = [
+    "csrc/asgd_step_cuda.cu",
+    "csrc/asgd_norm_cuda.cu",
+]
+
 
 def cuda_home() -> Path:
     """The toolkit's real root: Paddle takes it from where nvcc lies on PATH, and a wrapper script leads it astray."""
@@ -107,13 +121,13 @@ class PackSources(sdist):
 def native_module() -> object:
     cxx = [*CXX_FLAGS, "-DPADDLE_ASGD_MODULE=_C", f'-DPADDLE_ASGD_BUILT_FOR_PADDLE="{paddle.__version__}"']
     headers = sorted(map(str, Path("csrc").glob("*.h")))
-    sources = ["csrc/paddle_asgd_op.cc", "csrc/paddle_module.cc", "csrc/asgd_cpu.cc"]
+    sources = [*PADDLE_SOURCES, *CPU_SOURCES]
     if TOOLKIT is not None:
         nvcc = list(NVCC_FLAGS)
         if not os.environ.get("PADDLE_CUDA_ARCH_LIST"):
             nvcc += machine_code(TOOLKIT)
         module = CUDAExtension(
-            sources=[*sources, "csrc/asgd_cuda.cu"],
+            sources=[*sources, *CUDA_SOURCES],
             # From CUDA 13 on, libcu++ lies in a folder of its own, and Paddle's headers ask for it.
             include_dirs=[str(TOOLKIT / "include" / "cccl")],
             extra_compile_args={"cxx": cxx, "nvcc": nvcc},

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "paddle_asgd"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "paddle_asgd"
 FILES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sorted(PACKAGE.rglob("*.py"))}
 #: Private attributes of paddle.optimizer.Optimizer that this package uses.
 PADDLES = (
@@ -43,6 +44,17 @@ def imported(name: str) -> Iterator[str]:
 GRAPH = {name: set(imported(name)) for name in FILES}
 
 
+def absolute_imports(path: Path) -> set[str]:
+    """The modules that a file imports by their whole names, and the names that it takes from them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
 def test_imports_are_found() -> None:
     assert {"fused", "native"} <= GRAPH["sag/asgd"]
 
@@ -69,6 +81,22 @@ def test_ground_and_wings(name: str) -> None:
     wings = {other.split("/")[0] for other in GRAPH[name] if "/" in other}
     own = {name.split("/")[0]} if "/" in name else set()
     assert wings <= own
+
+
+def test_who_imports_tests_and_benchmarks() -> None:
+    """Tests must run without the benchmarks. Benchmarks take from the tests what both need, and nothing that judges."""
+    users = {folder: [*(ROOT / folder).rglob("*.py")] for folder in ("paddle_asgd", "examples", "tests", "benchmarks")}
+    needed = ("tests.gpu.build", "tests.least_squares.")
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for folder, paths in users.items()
+        for path in paths
+        for name in absolute_imports(path)
+        if (name.startswith("benchmarks") and folder != "benchmarks")
+        or (name.startswith("tests") and not (folder == "benchmarks" and name.startswith(needed)))
+    ]
+    assert all(users.values())
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", FILES)

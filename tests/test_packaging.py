@@ -56,8 +56,8 @@ def test_sdist_can_be_built_from(packed: Packed) -> None:
 
 
 def test_sdist_can_be_tested_from(packed: Packed) -> None:
-    assert in_repository("tests/*.py", "tests/**/*.cc", "examples/*.py", "README.md") <= packed.sdist
-    native = in_repository(*(f"tests/**/*.{kind}" for kind in ("h", "cu")))
+    assert in_repository("tests/**/*.py", "tests/**/*.cc", "examples/*.py", "README.md") <= packed.sdist
+    native = in_repository(*(f"{folder}/**/*.{kind}" for folder in ("tests", "benchmarks") for kind in ("h", "cu")))
     assert native | in_repository("benchmarks/**/*.py", "Makefile") <= packed.sdist
 
 

@@ -13,8 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from benchmarks.gpu.build import flags_of_setup, launches_on_host
+from gpu.build import WARNINGS, kernels, launches_on_host, list_of_setup
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -64,14 +63,17 @@ class Workshop:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # g++ knows no <<< >>>, and the nvcc of no machine knows a sanitizer for the host.
-        source, self.launches = launches_on_host((CSRC / "asgd_cuda.cu").read_text())
-        self.cuda_on_host = folder / "asgd_cuda_on_host.cc"
-        self.cuda_on_host.write_text(source)
+        self.cuda_on_host, self.launches = [], 0
+        for path in kernels("CUDA_SOURCES"):
+            source, launches = launches_on_host(path.read_text())
+            self.cuda_on_host.append(folder / f"{path.stem}_on_host.cc")
+            self.cuda_on_host[-1].write_text(source)
+            self.launches += launches
 
     def _make(self, product: str, inputs: list[Path], flags: tuple[str, ...]) -> Path:
         target = self.folder / product
         if not target.exists():
-            flags = (*flags_of_setup("CXX_FLAGS"), *flags, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+            flags = (*list_of_setup("CXX_FLAGS"), *flags, *WARNINGS)
             include = [f"-I{folder}" for folder in (CSRC, NATIVE, NATIVE / "cuda_on_host")]
             call(GXX, *flags, *include, *inputs, "-o", target)
         return target
@@ -81,15 +83,15 @@ class Workshop:
 
     def sanitized(self, program: str) -> Path:
         """The program of tests/native/test_<program>.cc with both kernels, all under sanitizers."""
-        kernels = [CSRC / "asgd_cpu.cc", self.cuda_on_host] if program in DRIVEN else []
-        objects = [self._object(source, "sanitized", SANITIZED) for source in kernels]
+        sources = [*kernels("CPU_SOURCES"), *self.cuda_on_host] if program in DRIVEN else []
+        objects = [self._object(source, "sanitized", SANITIZED) for source in sources]
         return self._make(f"{program}_sanitized", [NATIVE / f"test_{program}.cc", *objects], SANITIZED)
 
     def optimised(self, program: str, build: str) -> Path:
-        """The same with the CPU's kernel in one of BUILDS; what is around it is always built alike."""
-        around = [NATIVE / f"test_{program}.cc", self.cuda_on_host]
+        """The same with the CPU's kernels in one of BUILDS; what is around it is always built alike."""
+        around = [NATIVE / f"test_{program}.cc", *self.cuda_on_host]
         objects = [self._object(source, "around", ("-Og",)) for source in around]
-        objects.append(self._object(CSRC / "asgd_cpu.cc", build, BUILDS[build]))
+        objects += [self._object(source, build, BUILDS[build]) for source in kernels("CPU_SOURCES")]
         return self._make(f"{program}_{build}", objects, ())
 
 
@@ -139,7 +141,7 @@ def test_every_build_gives_the_same_bits(workshop: Workshop, build: str) -> None
 @needs_gxx
 def test_cuda_kernel_gives_the_bits_of_the_cpu(workshop: Workshop) -> None:
     program = workshop.optimised("step", "default")
-    assert workshop.launches == (CSRC / "asgd_cuda.cu").read_text().count("<<<")
+    assert workshop.launches == sum(path.read_text().count("<<<") for path in kernels("CUDA_SOURCES")) > 0
     assert call(program, "cuda", "checksums") == call(program, "cpu", "checksums")
 
 
@@ -151,19 +153,27 @@ def test_kernel_as_it_is_shipped(workshop: Workshop, program: str) -> None:
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_cuda_source_compiles_alone_and_without_contraction(tmp_path: Path, architecture: str) -> None:
-    # Alone: what it includes is here, and Paddle is not.
-    for path in (CSRC / "asgd_cuda.cu", *CSRC.glob("*.h")):
+def test_cuda_sources_compile_alone_and_without_contraction(tmp_path: Path, architecture: str) -> None:
+    # Alone: what they include is here, and Paddle is not.
+    for path in (*kernels("CUDA_SOURCES"), *CSRC.glob("*.h")):
         shutil.copy(path, tmp_path)
-    call(
-        *(NVCC, *flags_of_setup("NVCC_FLAGS"), f"-arch={architecture}", "-Werror", "all-warnings"),
-        *("--keep", "--keep-dir", tmp_path, "-c", tmp_path / "asgd_cuda.cu", "-o", tmp_path / "asgd_cuda.o"),
-    )
-    # Not the sums of atom.add and red.add, which nothing can be fused with.
-    assembly = (tmp_path / "asgd_cuda.ptx").read_text()
-    operations = re.findall(r"(?<![\w.])(?:add|sub|mul|fma|mad)\.[\w.]*f(?:32|64)\b", assembly)
+    operations: list[str] = []
+    for source in kernels("CUDA_SOURCES"):
+        call(
+            *(NVCC, *list_of_setup("NVCC_FLAGS"), f"-arch={architecture}", "-Werror", "all-warnings"),
+            *("--keep", "--keep-dir", tmp_path, "-c", tmp_path / source.name, "-o", tmp_path / "kernel.o"),
+        )
+        # Not the sums of atom.add and red.add, which nothing can be fused with.
+        assembly = (tmp_path / f"{source.stem}.ptx").read_text()
+        operations += re.findall(r"(?<![\w.])(?:add|sub|mul|fma|mad)\.[\w.]*f(?:32|64)\b", assembly)
     # Without .rn the assembler, or the driver years later, may still fuse a product and a sum.
     assert set(operations) == {f"{name}.rn.f{bits}" for name in ("add", "sub", "mul") for bits in (32, 64)}
+
+
+def test_setup_builds_every_source() -> None:
+    """A file that is in none of the lists would be compiled by nothing, neither for the library nor by these tests."""
+    listed = [name for lists in ("PADDLE_SOURCES", "CPU_SOURCES", "CUDA_SOURCES") for name in list_of_setup(lists)]
+    assert sorted(listed) == sorted(f"csrc/{path.name}" for path in CSRC.iterdir() if path.suffix in (".cc", ".cu"))
 
 
 def test_who_knows_paddle() -> None:
