@@ -17,7 +17,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cc csrc/*.cu)
 help:
 	@echo "make demo   what the method is for, beside SGD, Momentum and Adam, and where it gains nothing; two pictures"
 	@echo "make test   the whole test suite"
-	@echo "make bench  time a step beside Paddle's and torch's optimizers"
+	@echo "make bench  time a step beside Paddle's and torch's optimizers, and whole problems beside scikit-learn's solvers"
 	@echo "make lint   ruff and clang-format"
 	@echo "make clean  remove $(VENV) and what was built"
 	@echo "Some tests:     make test TESTS='tests/test_asgd.py --no-shortcut'"
@@ -38,12 +38,14 @@ test: $(VENV)/built
 
 bench: $(VENV)/built
 	$(PY) -m benchmarks
+	$(PY) -m benchmarks.solvers
 
 lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/native/*.h tests/native/*.cc benchmarks/*.cc) \
-	  $(wildcard benchmarks/gpu/native/*.h benchmarks/gpu/native/*.cu benchmarks/gpu/native/on_host/*.h)
+	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/native/*.h tests/native/*.cc tests/native/*/*.h) \
+	  $(wildcard tests/gpu/*.h tests/gpu/*.cu tests/gpu/*/*.h) \
+	  $(wildcard benchmarks/*.cc benchmarks/gpu/native/*.h benchmarks/gpu/native/*.cu)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info paddle_asgd/*.so

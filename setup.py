@@ -27,8 +27,18 @@ NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
 # Every source of the library stands in one of these lists. They and the flags are plain literals because tests and
 # benchmarks read them without running this file, to compile the kernels where there is no Paddle.
 PADDLE_SOURCES = ["csrc/paddle_asgd_op.cc", "csrc/paddle_average_op.cc", "csrc/paddle_module.cc"]
-CPU_SOURCES = ["csrc/asgd_cpu.cc", "csrc/average_cpu.cc"]
-CUDA_SOURCES = ["csrc/asgd_cuda.cu", "csrc/average_cuda.cu"]
+CPU_SOURCES = [
+    "csrc/asgd_step_cpu.cc",
+    "csrc/asgd_refresh_cpu.cc",
+    "csrc/asgd_watch_cpu.cc",
+    "csrc/asgd_norm_cpu.cc",
+    "csrc/average_cpu.cc",
+]
+CUDA_SOURCES = [
+    "csrc/asgd_step_cuda.cu",
+    "csrc/asgd_norm_cuda.cu",
+    "csrc/average_cuda.cu",
+]
 
 
 def cuda_home() -> Path:

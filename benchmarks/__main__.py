@@ -27,7 +27,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="report from this file, time nothing")
     parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw to this file (needs matplotlib)")
     return parser.parse_args()
 
 
@@ -64,10 +63,6 @@ def main() -> None:
         report.write(done, options.json)
     if options.markdown:
         print(report.markdown(done))
-    if options.picture:
-        from . import picture
-
-        picture.draw(done, options.picture)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence for the recipe: which theta, in which order of the batches, converges best and at most learning rates.
 
-    python -m benchmarks.recipe                       # twelve convex problems, three seeds: about half an hour
+    python -m benchmarks.recipe                       # twelve convex problems, three seeds: under ten minutes
     python -m benchmarks.recipe --problems 0 3 --seeds 1
     python -m benchmarks.recipe --from recipe.json    # the tables again
 

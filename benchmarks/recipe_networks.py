@@ -41,14 +41,14 @@ class Method(NamedTuple):
 #: Methods with the learning rates that they try.
 METHODS = {
     "cnn": {
-        Method("SGD", "reshuffle"): (0.4, 0.8),
-        Method("ASGD", "reshuffle", 0.3): (0.4, 0.8),
-        Method("ASGD", "reshuffle", 0.2): (0.8,),
-        Method("ASGD", "reshuffle", 0.4): (0.8,),
+        Method("SGD", "reshuffle"): (0.2, 0.4, 0.8, 1.6),
+        Method("ASGD", "reshuffle", 0.2): (0.4, 0.8),
+        Method("ASGD", "reshuffle", 0.3): (0.2, 0.4, 0.8, 1.6),
+        Method("ASGD", "reshuffle", 0.4): (0.4, 0.8),
     },
     "transformer": {
-        Method("SGD", "reshuffle"): (0.1, 0.2),
-        Method("ASGD", "reshuffle", 0.3): (0.1, 0.2),
+        Method("SGD", "reshuffle"): (0.1, 0.2, 0.4, 0.8),
+        Method("ASGD", "reshuffle", 0.3): (0.1, 0.2, 0.4, 0.8),
     },
 }
 

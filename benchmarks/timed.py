@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From cases to figures: the rows of a report. Must not print or draw them (report.py, picture.py)."""
+"""From cases to figures: the rows of a report. Must not print or draw them (report.py)."""
 
 from __future__ import annotations
 

@@ -72,6 +72,8 @@ def sklearn_passes(problem: Problem) -> Iterator[np.ndarray]:
     """The same of scikit-learn's SAG, which takes its step size from the samples."""
     memory = {"coef": np.zeros((problem.samples.shape[1], problem.classes))}
     ones, count = np.ones(len(problem.samples)), len(problem.samples)
+    # One generator for all passes: the same seed in each would draw the same samples, and never a third of them.
+    draw = np.random.RandomState(0)
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that one pass has not converged
@@ -83,7 +85,7 @@ def sklearn_passes(problem: Problem) -> Iterator[np.ndarray]:
                 alpha=problem.weight_decay * count,
                 max_iter=1,
                 tol=0.0,
-                random_state=0,
+                random_state=draw,
                 check_input=False,
                 warm_start_mem=memory,
             )

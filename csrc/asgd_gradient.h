@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads one parameter's gradient in stretches, whether it is dense or only some of its rows are there. For the kernel
-// on the CPU. Must not write to a gradient, nor know what is done with it.
+// Reads a gradient in stretches on the CPU, whether it is dense or sparse. Must not write to it, nor know what it is
+// for.
 #pragma once
 
 #include <algorithm>
@@ -10,23 +10,21 @@
 
 namespace paddle_asgd {
 
-// Why there is no dense copy: the step has to visit every element of the parameter in any case, because d moves them
-// all, but it does not have to fetch zeros from memory to do so. Adding up a block of the gradient in the first-level
-// cache costs less than reading it would, needs no memory of the parameter's size, and leaves nothing behind that an
-// interrupted step could spoil.
+// There is no dense copy of a sparse gradient. The step visits every element in any case, because d moves them all, but
+// adding up a block in the first-level cache costs less than reading its zeros, and needs no memory of that size.
 template <typename G>
 struct Gradient {
   const G* values;
   const GradientRows* rows;  // null: dense
 
-  // The elements [begin, begin + length). They may be put into `room`, which has that length.
+  // The elements [begin, begin + length), where they are or put into `room`, which has that length.
   const G* stretch(int64_t begin, int64_t length, G* room) const {
     return rows == nullptr ? values + begin : add_up(begin, length, room);
   }
 
  private:
-  // Rows that come more than once are added in the order in which they came, starting from zero, and rounded after each
-  // addition, as Paddle does for a dense gradient.
+  // Rows that come more than once are added in the order in which they came and rounded after each addition: Paddle's
+  // dense gradient has these bits.
   const G* add_up(int64_t begin, int64_t length, G* room) const {
     const int64_t width = rows->width;
     const auto above = [](const GradientRow& entry, int64_t row) { return entry.row < row; };
@@ -43,7 +41,7 @@ struct Gradient {
   }
 };
 
-// `t` must be one of the step's own tensors.
+// `t` must be one of the step's own tensors: its position among them finds the rows.
 template <typename G>
 Gradient<G> gradient_of(const TensorArgs& t, const StepArgs& step) {
   const GradientRows* rows = step.gradient_rows == nullptr ? nullptr : step.gradient_rows + (&t - step.tensors);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel takes and the two entry points, one a device. Raw pointers only: must not include Paddle or CUDA.
-// Whoever calls has checked every size, dtype and place before (paddle_asgd_op.cc); the kernels trust what they are
-// given.
+// What the kernels take, and their entry points. Raw pointers only: must not include Paddle or CUDA. The caller has
+// checked every size, dtype and place (paddle_asgd_op.cc); a kernel would write outside of memory that is too short.
 #pragma once
 
 #include <cstdint>
@@ -23,13 +22,12 @@ struct TensorArgs {
   DType grad_dtype;  // param_dtype, or float32 for a 16-bit parameter
 };
 
-// One row of a sparse gradient: which row of the parameter it is added to, and which row of the values it is.
-struct GradientRow {
-  int64_t row;
-  int64_t position;
+struct GradientRow {  // of a sparse gradient
+  int64_t row;        // of the parameter, which it is added to
+  int64_t position;   // among the values
 };
 
-// The rows of one sparse gradient; all others are zero.
+// The rows of one sparse gradient; all others are zero. The kernel searches them, so they must be sorted.
 struct GradientRows {
   const GradientRow* begin;  // sorted by row, and those of one row by position
   const GradientRow* end;

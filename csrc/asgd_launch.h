@@ -7,10 +7,13 @@
 
 namespace paddle_asgd {
 
+// The threads of a block, in every kernel that works on elements.
+constexpr int kThreads = 256;
+
 template <int kBytes>
 using AsgdLaunch = Launch<TensorArgs, StepArgs, kBytes>;
 
-// The pairs of parameter and gradient: a kernel is compiled for each, so a launch holds tensors of one pair.
+// The pairs of parameter and gradient. A kernel is compiled for each, so a launch holds tensors of one pair.
 constexpr DType kTypes[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},
                                {DType::kFloat16, DType::kFloat16},   {DType::kFloat16, DType::kFloat32},
                                {DType::kBFloat16, DType::kBFloat16}, {DType::kBFloat16, DType::kFloat32}};

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which slot of the history a step replaces, which slots hold a gradient, and how much each of them weighs; for host
-// and device alike. Plain C++: must not include Paddle or CUDA, and must not compute anything of an element.
-//
-// The clock m of a parameter is one number, the steps taken, while batches come in a fixed cycle: slot m % n is next,
-// and the first min(m, n) hold a gradient. Once the user says which batch it is, two things more follow:
-//   m[0] the steps taken    m[1] the number of distinct slots seen    m[2], ... one bit for every slot: seen or not
+// Which slot of the history a step replaces, which slots hold a gradient, and what they weigh, for host and device.
+// Must not touch an element. While batches come in a fixed cycle, a parameter's clock m is one number, the steps taken:
+// slot m % n is next, and the first min(m, n) hold a gradient. With a batch index m[0] is the steps taken, m[1] the
+// number of distinct slots seen, and m[2], ... have one bit for every slot, set once it has been seen.
 #pragma once
 
 #include <cstdint>
@@ -15,27 +13,26 @@ namespace paddle_asgd {
 
 constexpr int64_t kBitsOfWord = 64;
 
-// The numbers of a clock that knows the slots seen. Division first: n + 63 might overflow.
+// With a batch index. It divides first, because n + 63 might overflow.
 PADDLE_ASGD_HOST_DEVICE int64_t clock_length(int64_t n) { return 2 + n / kBitsOfWord + (n % kBitsOfWord != 0); }
 
-// The slot of the next step of a fixed cycle. Unsigned, so that a damaged counter cannot index outside of the history.
+// Unsigned, so that a damaged counter cannot index outside of the history.
 PADDLE_ASGD_HOST_DEVICE int64_t slot_of_step(int64_t m, int64_t n) {
   return static_cast<int64_t>(static_cast<uint64_t>(m) % static_cast<uint64_t>(n));
 }
 
-// m <- m + 1, without overflow whatever m is.
+// Unsigned, because a damaged counter may be the largest number, and a signed overflow is undefined.
 PADDLE_ASGD_HOST_DEVICE int64_t next_step(int64_t m) { return static_cast<int64_t>(static_cast<uint64_t>(m) + 1); }
 
 PADDLE_ASGD_HOST_DEVICE bool in_range(int64_t slot, int64_t n) { return slot >= 0 && slot < n; }
 
-// What one step finds in one parameter's clock.
-struct Visit {
+struct Visit {  // what one step finds in one parameter's clock
   int64_t slot;
   bool seen_before;
   int64_t seen;  // distinct slots, this one included
 };
 
-// A damaged count, which only a stranger can have written, counts as a full pass: no division by zero.
+// A damaged count passes for a full pass, so that nothing is divided by zero.
 PADDLE_ASGD_HOST_DEVICE int64_t sound_count(int64_t seen, int64_t n) { return seen >= 1 && seen <= n ? seen : n; }
 
 PADDLE_ASGD_HOST_DEVICE Visit cyclic_visit(int64_t m, int64_t n) {
@@ -54,32 +51,30 @@ PADDLE_ASGD_HOST_DEVICE Visit indexed_visit(const int64_t* m, int64_t slot, int6
   return Visit{slot, before, sound_count(before ? m[1] : next_step(m[1]), n)};
 }
 
-// What the `seen` slots weigh together, `slot` among them whether it bears its mark already or not (-1: no such slot).
-// Weights have the mean 1, so that all of them weigh n.
+// What the `seen` slots weigh together; `slot` is one of them, marked already or not (-1: no such slot). Weights have
+// the mean 1, so that all of them weigh n.
 PADDLE_ASGD_HOST_DEVICE double weight_of(int64_t seen, int64_t slot, const int64_t* m, bool indexed, int64_t n,
                                          const double* weights) {
   if (weights == nullptr || seen == n) return static_cast<double>(seen);
   double sum = 0;
-  // In the order of the slots, so that it does not matter in which order they were seen.
+  // The order of the slots, not that in which they were seen, so that the same slots always give the same bits.
   for (int64_t i = 0; i < n; ++i) {
     if (i == slot || (indexed ? has_seen(m, i) : i < seen)) sum += weights[i];
   }
   return sum;
 }
 
-// The divisor of d in the step of this visit.
 PADDLE_ASGD_HOST_DEVICE double weight_seen(const Visit& visit, const int64_t* m, bool indexed, int64_t n,
                                            const double* weights) {
   return weight_of(visit.seen, visit.slot, m, indexed, n, weights);
 }
 
-// The divisor of d between two steps; 0 before the first.
+// The divisor of d between two steps is 0 before the first.
 PADDLE_ASGD_HOST_DEVICE double weight_known(const int64_t* m, bool indexed, int64_t n, const double* weights) {
   const int64_t seen = indexed ? m[1] : m[0];
   return seen == 0 ? 0 : weight_of(sound_count(seen, n), -1, m, indexed, n, weights);
 }
 
-// The clock after the step.
 PADDLE_ASGD_HOST_DEVICE void advance(int64_t* m, const Visit& visit, bool indexed) {
   m[0] = next_step(m[0]);
   if (!indexed || visit.seen_before) return;

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The watch over the slots: whether a stored gradient tells more about the next one of its batch than the mean of all
-// does. Sums over a sample of elements, for host and device alike. Plain C++: must not include Paddle or CUDA, and must
-// not change anything that the step computes.
-//
-// The ratio of sum |g - y_i|^2 to sum |g - d / m|^2 over a pass is that of Defazio and Bottou, "On the Ineffectiveness
-// of Variance Reduced Optimization for Deep Learning" (NeurIPS 2019). Towards 0: the slots are right. About 2: slots
-// and batches have nothing to do with each other. The mean of |g - d / m|^2 is the gradients' spread. What follows from
-// these numbers is decided in paddle_asgd/sag/watch.py; only the last passes are kept here, because the host may look
-// late or seldom.
+// The watch over the slots, for host and device: sums over a sample of elements that tell whether a stored gradient
+// says more about the next one of its batch than the mean of all does. Must not change anything that the step computes.
+// The ratio of sum |g - y_i|^2 to sum |g - d / m|^2 over a pass (Defazio and Bottou, NeurIPS 2019) is near 0 where the
+// slots are right, and about 2 where slots and batches have nothing to do with each other. paddle_asgd/sag/watch.py
+// judges it.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +12,9 @@
 
 namespace paddle_asgd {
 
-// How many whole passes are kept: the eight that the host judges, and the one before them, with whose spread theirs are
-// compared.
-constexpr int64_t kPassesKept = 9;
+constexpr int64_t kPassesKept = 9;  // the eight that the host judges, and one before them to compare with
 
-// What the watch keeps between steps: [kWatchSize] of double, so that one tensor holds it on any device.
+// Kept between steps as doubles, so that one tensor holds all of it. Whole passes stay, because the host looks seldom.
 enum WatchEntry {
   kReplaced,      // sum of |g - y_i|^2 in this pass; visits to slots never seen before do not count
   kCentred,       // sum of |g - d / m|^2, the same visits and elements
@@ -34,20 +28,18 @@ enum WatchEntry {
   kWatchSize = kKept + 3 * kPassesKept
 };
 
-// Elements are sampled in runs, at most one in each window: a whole cache line of the narrowest dtype's neighbours, and
-// never across the border of a window, which on a GPU is a block's.
+// At most one run of elements is sampled in each window, never across its border, which on a GPU is a block's.
 constexpr int64_t kWatchRun = 16;
 constexpr int64_t kWatchWindow = 4096;
 
-// At most kWatchRuns windows are sampled in a step, in turn: the watch must not cost 2 % of it. That is 512 elements,
-// of which a ratio is known to about 5 % after one step, and better after a pass.
+// No more windows than this are sampled in a step, in turn, because the watch must not cost 2 % of it. That is 512
+// elements, of which a ratio is known to about 5 % after one step, and better after a pass.
 constexpr int64_t kWatchRuns = 32;
 PADDLE_ASGD_HOST_DEVICE int64_t watch_stride(int64_t windows) {
   return windows <= kWatchRuns ? 1 : (windows + kWatchRuns - 1) / kWatchRuns;
 }
 
-// Where the run of a window begins at step m: anywhere, in multiples of a run. The multiplier is 2^64 / golden ratio,
-// which spreads successive numbers evenly.
+// Where the run of a window begins at step m. The multiplier, 2^64 / golden ratio, spreads successive steps evenly.
 PADDLE_ASGD_HOST_DEVICE int64_t watch_begin(int64_t window, int64_t m, int64_t numel) {
   const int64_t begin = window * kWatchWindow;
   const int64_t left = numel - begin < kWatchWindow ? numel - begin : kWatchWindow;
@@ -56,19 +48,18 @@ PADDLE_ASGD_HOST_DEVICE int64_t watch_begin(int64_t window, int64_t m, int64_t n
   return begin + static_cast<int64_t>((mixed >> 32) % runs) * kWatchRun;
 }
 
-// What one element adds to the two sums; `share` is 1 / m.
-struct Squares {
+struct Squares {  // what one element adds to the two sums
   double replaced, centred;
 };
 
 template <typename T>
 PADDLE_ASGD_HOST_DEVICE Squares squares(T g, T y_i, T d, T share) {
   const double replaced = static_cast<double>(g) - static_cast<double>(y_i);
-  const double centred = static_cast<double>(g) - static_cast<double>(d * share);
+  const double centred = static_cast<double>(g) - static_cast<double>(d * share);  // share is 1 / m
   return Squares{replaced * replaced, centred * centred};
 }
 
-// Behind the last tensor of a step: a pass is n steps, whatever their order.
+// Called once a step, behind its last tensor: a pass is n steps, whatever the order of the batches.
 PADDLE_ASGD_HOST_DEVICE void close_step(double* watch, int64_t n) {
   watch[kSteps] += 1;
   if (watch[kSteps] < static_cast<double>(n)) return;

@@ -9,8 +9,8 @@
 
 namespace paddle_asgd {
 
-// Elements of one tensor that one block updates. Small enough to balance tensors of very different sizes, large enough
-// to pay for the search of the tensor.
+// The elements of one tensor that one block updates. They are few enough to balance tensors of very different sizes,
+// and enough to pay for the search of the tensor.
 constexpr int64_t kChunk = 4096;
 
 // The tensors of a launch travel as its argument: no copy to the device, nothing to keep alive. CUDA 12.1 raised the
@@ -27,24 +27,23 @@ constexpr bool kLargeArguments = large_arguments();
 #else
 constexpr bool kLargeArguments = false;
 #endif
-// A launch copies all bytes of its arguments, however few tensors it has. So short lists take the short arguments.
+// A launch copies all bytes of its arguments, however few tensors it has, so short lists take short arguments.
 constexpr int kShortArguments = 4096;
 constexpr int kLongArguments = kLargeArguments ? 32764 : kShortArguments;
-// What a kernel may take besides its launch.
-constexpr int kOtherArguments = 64;
+constexpr int kOtherArguments = 64;  // what a kernel may take besides its launch
 
-// Tells the compiler that the argument is never written, so that it need not be copied to be indexed.
+// This tells the compiler that the argument is never written, so that each thread need not copy it to index it.
 #if CUDART_VERSION >= 11070 && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700)
 #define PADDLE_ASGD_GRID_CONSTANT __grid_constant__
 #else
 #define PADDLE_ASGD_GRID_CONSTANT
 #endif
 
-// Tensors that fit into kBytes of arguments. Whoever includes this says what `Tensor` and `Step` are: of a tensor this
-// file reads `numel`, and of a step `count`.
+// Tensors that fit into kBytes of arguments. An optimizer says what `Tensor` and `Step` are; of a tensor this file
+// reads `numel`, and of a step `count`.
 template <typename Tensor, typename Step, int kBytes>
 struct Launch {
-  // Beside each tensor stands its first block. The 16 bytes are one block more, `count`, `last` and their padding.
+  // Each tensor takes its own bytes and its first block. The 16 bytes are one more block, `count`, `last` and padding.
   static constexpr int kCapacity = (kBytes - kOtherArguments - static_cast<int>(sizeof(Step)) - 16) /
                                    static_cast<int>(sizeof(Tensor) + sizeof(int32_t));
 
@@ -70,7 +69,7 @@ __device__ int find_tensor(const Launch<Tensor, Step, kBytes>& launch, int32_t b
   return low;
 }
 
-// Adds a tensor to the launch; false if there is no room for it.
+// Adds a tensor to the launch; returns false, and changes nothing, if there is no room for it.
 template <typename Tensor, typename Step, int kBytes>
 bool pack(const Tensor& t, int64_t blocks, Launch<Tensor, Step, kBytes>* launch) {
   if (launch->count == launch->kCapacity || launch->first_block[launch->count] + blocks > INT32_MAX) return false;
@@ -100,9 +99,9 @@ cudaError_t enqueue_fitting(const Launch<Tensor, Step, kBytes>& launch, const En
   return enqueue(launch);
 }
 
-// Packs the tensors that `belongs` takes and enqueues whenever the arguments are full and, behind the loop, for what is
-// left: an empty tensor at the end of the list must not swallow the work packed before it. `enqueue` is called with
-// launches of both lengths.
+// Packs the tensors that `belongs` takes, and enqueues whenever the arguments are full. What is left is enqueued behind
+// the loop and not at the last tensor, which may be empty or not belong. `enqueue` is called with launches of both
+// lengths.
 template <typename Tensor, typename Step, typename Belongs, typename Enqueue>
 cudaError_t for_each_launch(const Tensor* tensors, const Step& step, const Belongs& belongs, const Enqueue& enqueue) {
   Launch<Tensor, Step, kLongArguments> launch;
@@ -129,8 +128,8 @@ cudaError_t for_each_launch(const Tensor* tensors, const Step& step, const Belon
 template <typename Enqueue>
 const char* on_device(int device, const Enqueue& enqueue) {
   int previous = 0;
-  // Cleared, for an error that somebody else left behind would be taken for that of a launch. A lasting one comes
-  // again.
+  // An error that somebody else left behind is cleared, because it would be taken for that of a launch. A lasting one
+  // comes again.
   cudaGetLastError();
   cudaError_t error = cudaGetDevice(&previous);
   if (error == cudaSuccess) error = cudaSetDevice(device);

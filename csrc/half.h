@@ -31,7 +31,7 @@ PADDLE_ASGD_HOST_DEVICE uint32_t float_to_bits(float value) {
   return bits;
 }
 
-// Every branch of the conversions below is a select between values computed in any case, so that loops vectorise.
+// The conversions below compute every case and select one of the results, so that loops over them vectorise.
 
 PADDLE_ASGD_HOST_DEVICE float widen(Float16 half) {
   const uint32_t magnitude = half.bits & 0x7fffu;

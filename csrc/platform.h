@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Macros that adapt functions to the compiler and the processor. Must not hold code, nor include anything.
+// Macros that adapt functions to the compiler and the processor. Must not hold code.
 #pragma once
 
-// A function for host and device alike.
+// A function that is only called keeps the instructions of the oldest processor; one that is inlined takes its clone's.
+#define PADDLE_ASGD_INLINE inline __attribute__((always_inline))
+
 #ifdef __CUDACC__
 #define PADDLE_ASGD_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-// Inlined by force: the conversions must take the instruction set of the clone that calls them (asgd_cpu.cc).
-#define PADDLE_ASGD_HOST_DEVICE inline __attribute__((always_inline))
+#define PADDLE_ASGD_HOST_DEVICE PADDLE_ASGD_INLINE
 #endif
 
-// One copy of a function per instruction set, chosen when the library is loaded: no -march=native, yet vector code.
-
-// PADDLE_ASGD_NO_CLONES is for sanitizers, which run before the loader can choose.
+// One copy for each instruction set. The loader chooses before a sanitizer is ready, so its builds define NO_CLONES.
 #if !defined(__x86_64__) || !defined(__GNUC__) || defined(__clang__) || defined(PADDLE_ASGD_NO_CLONES)
 #define PADDLE_ASGD_CLONES
 #elif __GNUC__ >= 12

@@ -19,6 +19,7 @@
 namespace paddle_asgd {
 namespace {
 
+// The arrays never overlap; without __restrict__ the compiler would test that before each loop.
 PADDLE_ASGD_CLONES void widen_in_integers(const Float16* __restrict__ from, float* __restrict__ to, int64_t count) {
   for (int64_t e = 0; e < count; ++e) to[e] = widen(from[e]);
 }
@@ -37,7 +38,7 @@ PADDLE_ASGD_CLONES void narrow_array(const float* __restrict__ from, BFloat16* _
 
 #if PADDLE_ASGD_F16C
 
-// AVX2 is for what stands around the conversions: without it gcc 12 makes the blend of narrow_by_processor() scalar.
+// AVX2 is needed around the conversions: without it gcc 12 makes the blend of narrow_by_processor() scalar.
 #define PADDLE_ASGD_F16C_TARGET __attribute__((target("avx2,f16c")))
 
 // gcc before 11 does not know the name "f16c", so its bit is read; "avx2" has the operating system's consent, too.
@@ -46,6 +47,7 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0 && __builtin_cpu_supports("avx2");
 }
 
+// The processor is asked once, because cpuid takes longer than the conversion of a short tensor.
 const bool kHasF16c = has_f16c();
 
 PADDLE_ASGD_F16C_TARGET void widen_by_processor(const Float16* from, float* to, int64_t count) {
@@ -55,6 +57,7 @@ PADDLE_ASGD_F16C_TARGET void widen_by_processor(const Float16* from, float* to, 
     const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + e));
     _mm256_storeu_ps(to + e, _mm256_cvtph_ps(halves));
   }
+  // The last elements, fewer than eight, get the same bits one by one.
   for (; e < count; ++e) to[e] = widen(from[e]);
 }
 
@@ -76,6 +79,7 @@ PADDLE_ASGD_F16C_TARGET void narrow_by_processor(const float* from, Float16* to,
 
 #endif
 
+// The choice stands outside of the loops, which are compiled for different instruction sets.
 void widen_array(const Float16* from, float* to, int64_t count) {
 #if PADDLE_ASGD_F16C
   if (kHasF16c) return widen_by_processor(from, to, count);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what a user hands to an optimizer's constructor: types, ranges, duplicates.
+"""Checks of what a user passes to an optimizer's constructor and to a step: types, ranges, duplicates.
 
 Each function returns the value in the form the optimizer keeps, or raises TypeError or ValueError with the argument's
 name, what was received, what was expected, and the remedy. Must not change what it checks.
@@ -23,13 +23,16 @@ from paddle.regularizer import WeightDecayRegularizer
 
 try:
     from paddle.pir import Value
-except ImportError:  # Paddle 2.6 calls it by another name
+except ImportError:  # the name that it has in Paddle 2.6
     from paddle.pir import OpResult as Value
 
+#: The dtypes that a parameter may have, and the bytes of one element.
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 FLOATING = tuple(BYTES)
+#: The options of a group.
 GROUP_KEYS = ("params", "weight_decay", "learning_rate", "grad_clip")
-#: Options of other optimizers and libraries, which would be taken to have an effect, and what they are called here.
+#: Options of other optimizers and libraries, which a user would expect to have an effect, and their names here if they
+#: have one.
 FOREIGN_GROUP_KEYS = {
     **{"lr": "learning_rate", "wd": "weight_decay", "decay": "weight_decay", "clip_grad": "grad_clip"},
     **dict.fromkeys(
@@ -39,7 +42,15 @@ FOREIGN_GROUP_KEYS = {
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a dtype, whichever of Paddle's three kinds of dtype objects it is: ``"float32"``."""
+    """Name of a dtype, from any of the kinds of dtype objects that Paddle has, or from a string.
+
+    Args:
+        dtype: a ``paddle.dtype``, the dtype of a variable in either format of static graphs, or a name of one.
+
+    Examples:
+        >>> dtype_name(paddle.float32), dtype_name("paddle.bfloat16"), dtype_name("FP16")
+        ('float32', 'bfloat16', 'float16')
+    """
     name = str(dtype).rsplit(".", 1)[-1].lower()
     return {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64", "uint16": "bfloat16"}.get(
         name, name
@@ -47,7 +58,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether this is a tensor of dygraph or a variable of either kind of static graph."""
+    """Whether a value is a dygraph tensor or a variable of a static graph, in the older format or in PIR."""
     return isinstance(value, (paddle.Tensor, Variable, Value))
 
 
@@ -56,7 +67,14 @@ _brief.maxlevel, _brief.maxlist, _brief.maxtuple, _brief.maxdict, _brief.maxothe
 
 
 def shown(value: Any) -> str:
-    """A value and its type, in a few words however large it is."""
+    """Describe a value and its type for an error message, in a few words however large the value is.
+
+    Examples:
+        >>> shown(paddle.zeros([2, 3]))
+        'a tensor of float32 and shape [2, 3]'
+        >>> shown("0.1")
+        "'0.1' of type str"
+    """
     if is_tensor(value):
         return f"a tensor of {dtype_name(value.dtype)} and shape {list(value.shape)}"
     if isinstance(value, (list, tuple)) and value and is_tensor(value[0]):
@@ -65,7 +83,16 @@ def shown(value: Any) -> str:
 
 
 def check_number(argument: str, value: Any) -> float:
-    """A finite number of at least 0."""
+    """Check a finite number of at least 0 and return it as a float.
+
+    Args:
+        argument: the name with which an error begins.
+        value: a real number of Python or NumPy. A bool is refused, because it is probably a misplaced argument.
+
+    Raises:
+        TypeError: the value is not a real number.
+        ValueError: it is negative, NaN, infinite, or too large for a float.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{argument}: received {shown(value)}, expected a number")
     try:
@@ -78,7 +105,12 @@ def check_number(argument: str, value: Any) -> float:
 
 
 def check_positive(argument: str, value: Any) -> float:
-    """A finite number above 0."""
+    """Check a finite number above 0 and return it as a float.
+
+    Args:
+        argument: the name with which an error begins.
+        value: what the user passed.
+    """
     number = check_number(argument, value)
     if number == 0:
         raise ValueError(f"{argument}: received {shown(value)}, expected a number above 0")
@@ -86,7 +118,17 @@ def check_positive(argument: str, value: Any) -> float:
 
 
 def check_int(argument: str, value: Any, least: int) -> int:
-    """A whole number, and nothing that merely counts as one: a bool would be a misplaced argument."""
+    """Check an int and return it.
+
+    Args:
+        argument: the name with which an error begins.
+        value: an int of Python or NumPy. A bool is refused, because it is probably a misplaced argument.
+        least: the smallest int that is accepted.
+
+    Raises:
+        TypeError: the value is not an int.
+        ValueError: it is below ``least``.
+    """
     try:
         number = None if isinstance(value, (bool, np.bool_)) or is_tensor(value) else operator.index(value)
     except TypeError:
@@ -99,7 +141,16 @@ def check_int(argument: str, value: Any, least: int) -> int:
 
 
 def _one_element(argument: str, value: Any) -> Any:
-    """A tensor that holds one float32 or float64 number."""
+    """Check a tensor of one float32 or float64 number and return it as it is, since every step reads it.
+
+    Args:
+        argument: the name with which an error begins.
+        value: a tensor or a variable whose shape has one element, ``[]`` or ``[1]``.
+
+    Raises:
+        ValueError: the tensor does not have exactly one element.
+        TypeError: its dtype is another one, or it is a dygraph tensor in static graph mode.
+    """
     shape = list(value.shape)
     if math.prod(shape) != 1:
         raise ValueError(f"{argument}: received a tensor of shape {shape}, expected one element, shape [] or [1]")
@@ -114,7 +165,18 @@ def _one_element(argument: str, value: Any) -> Any:
 
 
 def check_learning_rate(value: Any) -> Any:
-    """A number of at least 0, an LRScheduler, or a tensor of one element (read at every step)."""
+    """Check the learning rate of a whole optimizer.
+
+    Args:
+        value: a number of at least 0, an ``LRScheduler``, or a tensor of one float32 or float64.
+
+    Returns:
+        The number as a float; a scheduler or a tensor itself, which every step reads.
+
+    Raises:
+        TypeError: the value is of another kind; a list of parameters in its place is the usual mistake.
+        ValueError: it is None, negative or not finite, or a tensor of more or fewer than one element.
+    """
     if isinstance(value, LRScheduler):
         return value
     if is_tensor(value):
@@ -128,7 +190,20 @@ def check_learning_rate(value: Any) -> Any:
 
 
 def check_weight_decay(value: Any, argument: str = "weight_decay") -> Any:
-    """None, a number of at least 0, a tensor of one element, or a regularizer such as L2Decay."""
+    """Check the weight decay of an optimizer or of a group.
+
+    Args:
+        value: None, a number of at least 0, a tensor of one float32 or float64, or a regularizer such as
+            ``L2Decay(0.1)``.
+        argument: the name with which an error begins.
+
+    Returns:
+        A number as a float, anything else itself.
+
+    Raises:
+        TypeError: the value is of another kind, for example a regularizer's class.
+        ValueError: it is negative or not finite, or a tensor of more or fewer than one element.
+    """
     if value is None or isinstance(value, WeightDecayRegularizer):
         return value
     if is_tensor(value):
@@ -142,7 +217,15 @@ def check_weight_decay(value: Any, argument: str = "weight_decay") -> Any:
 
 
 def check_grad_clip(value: Any, argument: str = "grad_clip") -> Any:
-    """None or one of paddle.nn.ClipGradBy..."""
+    """Check the gradient clip of an optimizer or of a group and return it: None or an instance of Paddle's clips.
+
+    Args:
+        value: None, or an instance of ``paddle.nn.ClipGradByGlobalNorm``, ``ClipGradByNorm`` or ``ClipGradByValue``.
+        argument: the name with which an error begins.
+
+    Raises:
+        TypeError: the value is of another kind, for example a number or a clip's class.
+    """
     if value is None or isinstance(value, paddle.nn.clip.GradientClipBase):
         return value
     raise TypeError(
@@ -151,38 +234,71 @@ def check_grad_clip(value: Any, argument: str = "grad_clip") -> Any:
     )
 
 
-def check_closure(value: Any) -> None:
-    """A function of no arguments."""
+def check_closure(value: Any, remedy: str = "") -> None:
+    """Refuse a closure that cannot be called.
+
+    Args:
+        value: what the user passed to ``step``.
+        remedy: what the error adds, if the optimizer knows what is often passed by mistake.
+    """
     if not callable(value):
-        raise TypeError(
-            f"closure: received {shown(value)}, expected a function or None; the number of a batch goes into "
-            "optimizer.batch_index"
-        )
+        raise TypeError(f"closure: received {shown(value)}, expected a function or None{remedy and f'; {remedy}'}")
 
 
 def check_flag(argument: str, value: Any) -> bool:
-    """True or False, and nothing that merely counts as one: a misplaced argument would pass."""
+    """Check a bool and return it; 0, 1 and None are refused, because they are probably misplaced arguments.
+
+    Args:
+        argument: the name with which an error begins.
+        value: a bool of Python or NumPy.
+
+    Raises:
+        TypeError: the value is anything else.
+    """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise TypeError(f"{argument}: received {shown(value)}, expected True or False")
 
 
 def check_name(value: Any) -> str | None:
-    """None or a non-empty string."""
+    """Check the ``name`` of an optimizer and return it: None or a string that is not empty; otherwise TypeError."""
     if value is None or (isinstance(value, str) and value):
         return value
     raise TypeError(f"name: received {shown(value)}, expected a non-empty string or None")
 
 
 def refuse_state(what: str) -> NoReturn:
-    """A state_dict that cannot be loaded."""
+    """Refuse a state_dict that cannot be loaded, before anything has been written.
+
+    Args:
+        what: what is wrong with it, as a clause that follows ``set_state_dict:``.
+
+    Raises:
+        ValueError: always.
+    """
     raise ValueError(f"set_state_dict: {what}. Nothing has been loaded.")
 
 
 def check_parameters(value: Any, reserved: Collection[str] = ()) -> tuple[list | None, list | None]:
-    """Returns all parameters in one list, and the groups if the user gave any; None for None in static mode.
+    """Check the ``parameters`` of a constructor: a list of tensors, or a list of groups.
 
-    ``reserved`` are the options of the whole optimizer, which a group cannot have.
+    Args:
+        value: any iterable except a dict, a set or a string; None in static graph mode.
+        reserved: options of the whole optimizer, which a group cannot have.
+
+    Returns:
+        All parameters in one list, and checked copies of the groups, or None if there are no groups. Both are None if
+        the value is None, which in static graph mode stands for all parameters of a program.
+
+    Raises:
+        TypeError: the value, or something in it, is of the wrong kind, or a parameter is not real floating point.
+        ValueError: there is no parameter, one comes twice or is not a leaf, or a group has a bad key or option.
+
+    Examples:
+        >>> weight, bias = paddle.create_parameter([3, 2], "float32"), paddle.create_parameter([2], "float32")
+        >>> parameters, groups = check_parameters([{"params": [weight], "weight_decay": 1}, {"params": bias}])
+        >>> len(parameters), groups[0]["weight_decay"], len(groups[1]["params"])
+        (2, 1.0, 1)
     """
     if value is None:
         if in_dygraph_mode():
@@ -209,13 +325,31 @@ def check_parameters(value: Any, reserved: Collection[str] = ()) -> tuple[list |
 
 
 def check_groups(argument: str, groups: Iterable, reserved: Collection[str] = ()) -> list[dict]:
-    """Parameter groups, as copies; no tensor is in two of them."""
+    """Check parameter groups and return copies of them, in which ``params`` is a list and numbers are floats.
+
+    Args:
+        argument: the name of the list, such as ``param_groups``; an error begins with the place in it.
+        groups: dicts with ``params`` and options.
+        reserved: options of the whole optimizer, which a group cannot have.
+
+    Raises:
+        TypeError: a group or something in it is of the wrong kind.
+        ValueError: a parameter is in two groups, or a group has a bad key or option.
+    """
     seen: set[str] = set()
     return [_check_group(f"{argument}[{i}]", group, seen, reserved) for i, group in enumerate(groups)]
 
 
 def _check_group_key(argument: str, key: Any, reserved: Collection[str]) -> None:
-    """A key that is not an option here may be a note of the user's, as Paddle allows, but no misspelt option."""
+    """Refuse a key of a group that the user probably takes for an option.
+
+    Paddle ignores unknown keys, so users keep notes of their own in groups. Refused are options of the whole optimizer,
+    options that other optimizers have, and what is spelt almost like one of ``GROUP_KEYS``.
+
+    Raises:
+        TypeError: the key is not a string.
+        ValueError: the key would be taken for an option; the error suggests the one that is meant, if it can be told.
+    """
     if key in GROUP_KEYS:
         return
     expected = f"expected {', '.join(GROUP_KEYS)}, or a note of your own such as 'name'"
@@ -232,7 +366,14 @@ def _check_group_key(argument: str, key: Any, reserved: Collection[str]) -> None
 
 
 def _check_group(argument: str, group: Any, seen: set[str], reserved: Collection[str]) -> dict:
-    """One parameter group, as a copy."""
+    """Check one parameter group and return a copy.
+
+    Args:
+        argument: the place of the group, such as ``parameters[1]``, with which an error begins.
+        group: what the user passed in that place.
+        seen: names of the parameters of the groups before this one; this group's are added.
+        reserved: options of the whole optimizer, which a group cannot have.
+    """
     if not isinstance(group, dict):
         raise TypeError(f"{argument}: received {type(group).__name__} in a list of groups, expected a dict")
     for key in group:
@@ -254,7 +395,17 @@ def _check_group(argument: str, group: Any, seen: set[str], reserved: Collection
 
 
 def _check_tensors(argument: str, tensors: list, seen: set[str]) -> None:
-    """Floating tensors, each once. ``seen`` holds the names of all groups so far and is extended."""
+    """Check that all are floating-point leaves, each there once.
+
+    Args:
+        argument: the name of the list; an error begins with the place in it.
+        tensors: the parameters of one list or group.
+        seen: names of the parameters that came before these; their names are added.
+
+    Raises:
+        TypeError: something is not a tensor, or is not real floating point.
+        ValueError: a tensor was computed by an operation, or its name has been seen.
+    """
     for i, tensor in enumerate(tensors):
         if not is_tensor(tensor):
             raise TypeError(

@@ -30,28 +30,40 @@ _NAME_TABLE = "StructuredToParameterName@@"
 
 
 class Kept(NamedTuple):
-    """What of an optimizer a checkpoint holds."""
+    """What a checkpoint holds of an optimizer."""
 
     state: ParameterState
     parameters: list
-    #: arguments that the state depends on: an int or a float each
+    #: the arguments that the state depends on, each an int or a float
     hyperparameters: dict[str, int | float]
-    #: a number, a tensor or a scheduler, of which the last alone is held
+    #: a number, a tensor or a scheduler; a checkpoint holds the state of a scheduler only
     learning_rate: Any
-    #: names of tensors beside the parameters that files of static graphs hold and checkpoints do not
+    #: names of tensors beside the parameters, which files of static graphs hold and checkpoints do not
     unsaved: tuple[str, ...]
 
 
 class _Loaded(NamedTuple):
     """What a state_dict holds for one parameter."""
 
-    #: state name to value; empty: the parameter has taken no step
+    #: values by the names of the layout; empty if the parameter has taken no step
     state: dict[str, Any]
     master: Any | None
 
 
 def collect(kept: Kept) -> dict[str, Any]:
-    """All state, in the order of the parameters."""
+    """Gather all state by Paddle's names, in the order of the parameters.
+
+    Args:
+        kept: the optimizer's state, and what goes with it.
+
+    Returns:
+        The optimizer's own tensors, which the next step changes; ``master_weights``, a dict by the parameters' names;
+        ``LR_Scheduler``, the scheduler's state; and each hyperparameter, as a tensor on the host. The last three are
+        there only if the optimizer has them.
+
+    Raises:
+        RuntimeError: Paddle is in static graph mode, where the state lies in the scope of a program.
+    """
     _require_dygraph("state_dict")
     collected: dict[str, Any] = {}
     counter = kept.state.key(kept.state.counter.name)
@@ -61,7 +73,7 @@ def collect(kept: Kept) -> dict[str, Any]:
             if tensors is not None:
                 collected.update((tensor.name, tensor) for tensor in tensors if tensor is not None)
             elif not param.stop_gradient:
-                # So that a parameter that took no step can be told from one whose entries were lost.
+                # This tells a parameter that has taken no step from one whose entries were lost.
                 collected[f"{param.name}_{counter}_0"] = paddle.zeros([1], dtype="int64")
     if kept.state.masters:
         collected[_MASTERS] = dict(kept.state.masters)
@@ -74,13 +86,19 @@ def collect(kept: Kept) -> dict[str, Any]:
 
 @paddle.no_grad()
 def load(kept: Kept, state_dict: dict[str, Any], adapt: Callable[..., None], *more: Callable[[], Any]) -> None:
-    """Match, check, then copy. No interrupt can come within the copying and ``more``, further calls of C.
+    """Match a state_dict with the parameters, check it, then copy it in.
 
     Args:
-        kept: where to.
-        state_dict: what ``collect`` returned, or a file of Paddle's own optimizer.
-        adapt: brings what was found for each parameter into the form of the state; is given a list for what undoes it.
-        more: what else is changed if everything fits.
+        kept: where the state is copied to.
+        state_dict: what ``collect`` returned, or the state of Paddle's own optimizer.
+        adapt: is called with the state found for each parameter and a list of undo calls. It may bring that state into
+            the form that the optimizer keeps, and appends to the list what undoes a change of the optimizer itself.
+        more: further C calls, which are made together with the copying: no interrupt can come in between.
+
+    Raises:
+        TypeError: ``state_dict`` is not a dict.
+        ValueError: an entry is missing, misshapen, or belongs to no parameter. Nothing has been written.
+        RuntimeError: Paddle is in static graph mode.
     """
     _require_dygraph("set_state_dict")
     if not isinstance(state_dict, dict):
@@ -117,6 +135,7 @@ def load(kept: Kept, state_dict: dict[str, Any], adapt: Callable[..., None], *mo
 
 
 def _require_dygraph(caller: str) -> None:
+    """Refuse a call of the method ``caller`` in static graph mode, where the state lies in the scope of a program."""
     if not in_dygraph_mode():
         raise RuntimeError(
             f"{caller}: in static graph mode the state lies in the scope of the program; use paddle.static.save and "
@@ -125,7 +144,14 @@ def _require_dygraph(caller: str) -> None:
 
 
 def _check_hyperparameters(kept: Kept, rest: dict[str, Any]) -> bool:
-    """Whether they were there, as they are in what ``collect`` returned; takes them out of ``rest``."""
+    """Compare the hyperparameters in a checkpoint with the optimizer's, and take them out of ``rest``.
+
+    Returns:
+        Whether all of them were there, as in what ``collect`` returns. Paddle's own optimizer saves none.
+
+    Raises:
+        ValueError: one has another value, or is of another kind than a number.
+    """
     complete = True
     for name, value in kept.hyperparameters.items():
         received = rest.pop(name, None)
@@ -141,18 +167,28 @@ def _check_hyperparameters(kept: Kept, rest: dict[str, Any]) -> bool:
 
 
 def _group_by_owner(kept: Kept, rest: dict[str, Any], masters: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """From parameter names, as the checkpoint spells them, to their entries by state name.
+    """Sort entries by the parameter that each belongs to.
 
-    Files of static graphs hold master weights beside the state, which are added to ``masters``.
+    Args:
+        kept: the optimizer's state, whose layout says which names of state there are.
+        rest: all entries except the master weights, the scheduler and the hyperparameters.
+        masters: master weights by their parameters' names. Files of static graphs hold them among the other entries;
+            those are added here.
+
+    Returns:
+        From each parameter's name, as the checkpoint spells it, to its entries by their names in the layout.
+
+    Raises:
+        ValueError: an entry comes twice for its parameter, or has no meaning here.
     """
     states = "|".join(re.escape(entry.name) for entry in kept.state.layout)
     pattern = re.compile(rf"(?P<owner>.+)_(?P<state>{states})_\d+")
-    # Variables of static graphs that are no state: the learning rate, and what no checkpoint needs.
+    # Variables of static graphs that are not state: the learning rate, and what no checkpoint needs.
     ignored = re.compile("|".join([r".*learning_rate_\d+", *(rf".+_{name}_\d+" for name in kept.unsaved)]))
     own_name = "" if kept.state.prefix is None else f"_{kept.state.prefix}"
     params = {param.name for param in kept.parameters}
     found: dict[str, dict[str, Any]] = {}
-    #: What was read so far, and keys that say nothing.
+    # The values that were read so far, by identity, and the keys that have no meaning here.
     known, unknown = set(), []
     for key, value in rest.items():
         match = pattern.fullmatch(key) if isinstance(key, str) else None
@@ -185,7 +221,21 @@ def _group_by_owner(kept: Kept, rest: dict[str, Any], masters: dict[str, Any]) -
 def _match_by_position(
     kept: Kept, found: dict[str, dict[str, Any]], masters: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Rename a checkpoint whose parameters all have other names: a model that was built again in the same process."""
+    """Rename the entries of a checkpoint in which no parameter has a name of this optimizer's, by their order.
+
+    That happens to a model that is built a second time in one process, since Paddle numbers all layers of a process.
+
+    Args:
+        kept: the optimizer's state; its trainable parameters are matched with the checkpoint's.
+        found: entries by the checkpoint's names of parameters.
+        masters: master weights by the same names.
+
+    Returns:
+        ``found`` and ``masters`` under the names of this optimizer's parameters.
+
+    Raises:
+        ValueError: there are fewer or more parameters than in the checkpoint.
+    """
     params = [param for param in kept.parameters if not param.stop_gradient]
     if len(params) != len(found):
         refuse_state(
@@ -207,7 +257,18 @@ def _match_by_position(
 def _match_by_name(
     kept: Kept, found: dict[str, dict[str, Any]], masters: dict[str, Any], complete: bool
 ) -> dict[str, _Loaded]:
-    """From every parameter's name to what the checkpoint holds for it."""
+    """What the checkpoint holds for each parameter, by the parameter's name.
+
+    Args:
+        kept: the optimizer's state and parameters.
+        found: entries by parameter; those that are matched are taken out.
+        masters: master weights by parameter; those that are matched are taken out.
+        complete: whether the checkpoint is one of this package's, which names each parameter. In one of Paddle's, a
+            parameter that never had a gradient is missing.
+
+    Raises:
+        ValueError: something belongs to no parameter, or a parameter is missing from a complete checkpoint.
+    """
     counter = kept.state.counter.name
     loaded, missing = {}, []
     for param in kept.parameters:
@@ -234,7 +295,9 @@ def _match_by_name(
 
 
 def _check_entries(kept: Kept, param: Any, loaded: _Loaded) -> None:
-    """Everything that could go wrong when copying."""
+    """Refuse whatever could go wrong while one parameter's entries are copied: what is missing, or does not fit, or has
+    no use.
+    """
     if not loaded.state and loaded.master is None:
         return
     if loaded.state:
@@ -265,7 +328,7 @@ def _check_entries(kept: Kept, param: Any, loaded: _Loaded) -> None:
 
 
 def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
-    """One entry's shape and dtype."""
+    """Refuse an entry whose shape or dtype does not suit its place in the layout, or a negative count."""
     shape = entry.shape(list(param.shape))
     if list(value.shape) != shape:
         refuse_state(
@@ -287,9 +350,16 @@ def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
 
 
 def _copies(kept: Kept, param: Any, loaded: _Loaded, undo: list[Callable[[], Any]]) -> list[Callable[[], Any]]:
-    """Make the tensors that are missing; returns the calls, of C alone, that copy into the optimizer's own tensors.
+    """Prepare to copy one parameter's entries: make the tensors that are missing.
 
-    Those of the checkpoint stay the caller's. What unmakes the new ones is appended to ``undo``.
+    Args:
+        kept: the optimizer's state.
+        param: the parameter.
+        loaded: what the checkpoint holds for it. Its tensors stay the caller's.
+        undo: gets the calls that drop the tensors made here.
+
+    Returns:
+        The C calls that copy into the optimizer's own tensors, or drop state that the checkpoint does not have.
     """
     state, calls = kept.state, []
     values = {name: as_tensor(param.name, name, value) for name, value in loaded.state.items()}
@@ -302,7 +372,7 @@ def _copies(kept: Kept, param: Any, loaded: _Loaded, undo: list[Callable[[], Any
                 calls += state.dropping(param, entry.name)
                 continue
             tensor = state.entry_of(param, entry, undo)
-            # A sum is brought to the dtype that is computed in; the others keep the checkpoint's dtype.
+            # A sum is converted to the dtype of the computation; other state keeps the checkpoint's dtype.
             fits = entry.dtype == "compute" or tensor.dtype == value.dtype
             if fits and list(tensor.shape) == list(value.shape):
                 calls += _assignment(tensor, value)
@@ -315,13 +385,17 @@ def _copies(kept: Kept, param: Any, loaded: _Loaded, undo: list[Callable[[], Any
             undo.append(state.dropping_master(param))
         calls += _assignment(state.master_of(param), as_tensor(param.name, _MASTERS, loaded.master))
     elif not values:
-        # The next step makes it again from the parameter, as a first step does.
+        # The next step makes the master weight again from the parameter, as a first step does.
         calls.append(state.dropping_master(param))
     return calls
 
 
 def _assignment(target: Any, value: Any) -> list[Callable[[], Any]]:
-    """In place, so that whoever holds the target sees it, on the target's device and in its dtype."""
+    """Calls that copy a value into a tensor in place, on the tensor's device and in its dtype.
+
+    Whoever holds the tensor sees the new value. There is no call for a tensor without elements, which some versions of
+    Paddle refuse to copy.
+    """
     if math.prod(target.shape) == 0:
-        return []  # some versions of Paddle refuse to copy nothing
+        return []
     return [partial(target.copy_, value if value.dtype == target.dtype else value.astype(target.dtype), True)]

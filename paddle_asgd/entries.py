@@ -18,22 +18,38 @@ from paddle.optimizer.lr import LambdaDecay, LRScheduler
 from .arguments import refuse_state, shown
 from .caller import warn
 
+#: The key under which Paddle's optimizers save the state of a scheduler.
 SCHEDULER = "LR_Scheduler"
 
 
 def number_entry(values: Any, dtype: str) -> paddle.Tensor:
-    """Numbers as an entry of a checkpoint: with anything but tensors in it Paddle would take it for no state_dict."""
+    """Make numbers an entry of a checkpoint: a tensor on the host, since Paddle takes only dicts of tensors for a
+    state_dict.
+
+    Args:
+        values: a list of numbers, or an array.
+        dtype: the dtype of the entry, ``"int64"`` or ``"float64"``.
+
+    Examples:
+        >>> entry_value(number_entry([3], "int64"))
+        3
+    """
     return paddle.to_tensor(values, dtype, place=paddle.CPUPlace())
 
 
 def _without_name(entry: Any) -> Any:
-    """An entry itself: paddle.load(return_numpy=True) pairs an array with its tensor's name."""
+    """The entry itself, without the name that ``paddle.load(return_numpy=True)`` pairs an array with."""
     paired = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
     return entry[1] if paired else entry
 
 
 def entry_value(entry: Any) -> Any:
-    """What an entry of numbers holds: a number in place of a tensor or an array that has one element."""
+    """Value of an entry of numbers: a number if it has one element, otherwise the tensor or array itself.
+
+    Args:
+        entry: a tensor, an array, a number, or a pair of a name and an array. Anything else is returned as it is, for
+            the caller to refuse.
+    """
     entry = _without_name(entry)
     if isinstance(entry, paddle.Tensor) and not entry._is_initialized():
         return entry
@@ -41,7 +57,16 @@ def entry_value(entry: Any) -> Any:
 
 
 def as_tensor(param: str, name: str, value: Any) -> Any:
-    """A tensor, on whatever device it is; arrays, which paddle.load(return_numpy=True) gives, become one."""
+    """Tensor of an entry of a parameter's state, on whatever device it is; an array becomes a tensor on the host.
+
+    Args:
+        param: the name of the parameter, for an error.
+        name: the name of the entry in the layout, for an error.
+        value: a tensor, an array of numbers, or a pair of a name and an array.
+
+    Raises:
+        ValueError: the value is of another kind, or a tensor whose memory has been freed.
+    """
     value = _without_name(value)
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiu":
         return paddle.to_tensor(value, place=paddle.CPUPlace())
@@ -55,11 +80,17 @@ def as_tensor(param: str, name: str, value: Any) -> Any:
 
 
 def check_scheduler(scheduler: Any, entry: Any) -> dict[str, Any] | None:
-    """What of the scheduler's entry has to be loaded, if anything.
+    """Find out what of a scheduler's entry has to be loaded, and check it.
 
     Args:
         scheduler: the optimizer's learning rate: a scheduler, or anything else if it is fixed.
         entry: what the checkpoint holds under ``SCHEDULER``; None if it holds nothing.
+
+    Returns:
+        The state for ``set_scheduler``; None if there is nothing to load.
+
+    Raises:
+        ValueError: the optimizer has a scheduler whose entry is missing, or incomplete, or has a bad epoch or rate.
     """
     if not isinstance(scheduler, LRScheduler):
         if entry is not None:
@@ -83,7 +114,20 @@ def check_scheduler(scheduler: Any, entry: Any) -> dict[str, Any] | None:
 
 
 def _check_schedule(name: str, own: dict[str, Any], entry: Any, unused: list[str]) -> dict[str, Any]:
-    """The values that a scheduler takes from its entry, which may hold another scheduler's; adds others to unused."""
+    """Take from a scheduler's entry what the scheduler itself has, and check it.
+
+    Args:
+        name: the key of the entry, for an error.
+        own: the scheduler's present state.
+        entry: what the checkpoint holds, which may be the state of another kind of scheduler.
+        unused: gets the keys of the entry that the scheduler does not have, for a warning.
+
+    Returns:
+        The entry without those keys. The state of a scheduler within it, as ``LinearWarmup`` has one, is treated alike.
+
+    Raises:
+        ValueError: a key is missing, or an epoch or a rate is not a number that a schedule can have.
+    """
     if not isinstance(entry, dict) or not set(own) <= set(entry):
         refuse_state(f"{name!r} is {shown(entry)}, expected a dict with {', '.join(sorted(own))}")
     unused += [repr(key) for key in entry if key not in own]
@@ -106,8 +150,13 @@ def _check_schedule(name: str, own: dict[str, Any], entry: Any, unused: list[str
 
 
 def set_scheduler(scheduler: LRScheduler, wanted: dict[str, Any]) -> None:
-    """Give a scheduler what ``check_scheduler`` returned."""
+    """Load into a scheduler what ``check_scheduler`` returned.
+
+    Args:
+        scheduler: the optimizer's scheduler. One of the user's own may raise whatever it likes.
+        wanted: a state with the scheduler's own keys.
+    """
     with warnings.catch_warnings():
-        # LinearWarmup says this of the entry of the scheduler that it holds, whenever it has one.
+        # LinearWarmup always gives this warning about the entry of the scheduler within it.
         warnings.filterwarnings("ignore", "There are some unused values in state_dict")
         scheduler.set_state_dict(wanted)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FusedOptimizer: what any Paddle optimizer needs whose step is one native call. Knows no formula.
+"""FusedOptimizer: what any Paddle optimizer needs whose step is one native call. Must not know a formula.
 
-The ways to a step in dygraph and in both kinds of static graph, GradScaler's protocol, sparse gradients, differences
-between versions of Paddle. Options, state, checkpoints and checks of arguments have files of their own.
+It holds the ways to a step in dygraph and in both formats of static graphs, GradScaler's protocol, sparse gradients,
+and differences between versions of Paddle. Options, state, checkpoints and checks of arguments have their own files.
 """
 
 from __future__ import annotations
@@ -31,28 +31,44 @@ from .uninterrupted import uninterrupted
 
 
 def _brief(value: Any) -> str:
-    """A number as itself, anything else by its kind."""
+    """A number or None as it is, anything else as the name of its type, for a repr."""
     return repr(value) if value is None or isinstance(value, float) else type(value).__name__
 
 
 def _numel(bucket: Bucket) -> int:
+    """Number of elements of all parameters in a bucket."""
     return sum(math.prod(param.shape) for param in bucket.params)
 
 
 def _shaped(param: Any, grad: Any) -> Any:
-    """The gradient in its parameter's shape: clipping makes [1] of the [] of a parameter without dimensions."""
+    """The gradient in its parameter's shape: Paddle's clips return [1] for a parameter of shape []."""
     return grad.reshape([]) if len(param.shape) == 0 and len(grad.shape) == 1 else grad
 
 
 class FusedOptimizer(Optimizer):
     """Base of optimizers that update all parameters in one native call.
 
-    A subclass implements ``_native_call``, and says what it keeps for each parameter (``layout``) and which of its
-    arguments a checkpoint depends on (``hyperparameters``).
+    A subclass implements ``_native_call``. The constructor checks its arguments and keeps them.
+
+    Args:
+        learning_rate: a number of at least 0, an ``LRScheduler``, or a tensor of one float32 or float64.
+        parameters: a list of tensors or of groups; in static graph mode None stands for all trainable parameters.
+        weight_decay: None, a number of at least 0, a tensor of one element, or a regularizer.
+        grad_clip: None or one of ``paddle.nn.ClipGradBy...``.
+        multi_precision: whether 16-bit parameters have float32 master weights.
+        name: a prefix for the names of the state; None for no prefix.
+        layout: the tensors that the optimizer keeps for each parameter.
+        hyperparameters: those arguments of the subclass that the state depends on. A checkpoint holds them, and one
+            with other values is refused.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
     """
 
-    #: tensors made by ``ParameterState.place_beside``, which files of static graphs hold and checkpoints do not
+    #: names of tensors of ``ParameterState.place_beside``: files of static graphs hold them, checkpoints do not
     _unsaved: tuple[str, ...] = ()
+    #: what the error about a closure that cannot be called adds; for subclasses
+    _closure_remedy = ""
 
     def __init__(
         self,
@@ -73,7 +89,7 @@ class FusedOptimizer(Optimizer):
         super().__init__(
             # Paddle's constructor refuses a tensor, which its documentation allows.
             learning_rate=0.0 if is_tensor(learning_rate) else learning_rate,
-            # Given groups, it would write their options onto the parameters.
+            # If it got groups, it would write their options onto the parameters.
             parameters=flat,
             weight_decay=weight_decay if isinstance(weight_decay, WeightDecayRegularizer) else None,
             grad_clip=grad_clip,
@@ -84,57 +100,70 @@ class FusedOptimizer(Optimizer):
         self._learning_rate = learning_rate
         self._weight_decay = weight_decay
         self._multi_precision = arguments.check_flag("multi_precision", multi_precision)
-        #: the list that this optimizer was given or made: a wrapper that divides the parameters puts in another
+        #: the list that this optimizer was given or made; a wrapper that divides the parameters replaces it
         self._own_list = self._parameter_list
         self._shortcut: Shortcut | None = None
         self._take_options(ParameterOptions(groups, weight_decay, reserved))
         self._state = ParameterState(self, layout, self._forget_shortcut)
         self._hyperparameters = hyperparameters
-        #: whether the call of a wrapper that comes group by group is the last of its step, and the first to update
+        #: for wrappers that call group by group: whether a call is the last of its step, and the first that updates
         self._ends_step = True
         self._first_part = True
 
     def _native_call(
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
     ) -> Callable[[], None]:
-        """Prepare the native call of this optimizer, or of its checks only; in dygraph a call of C alone.
+        """Prepare the native call of this optimizer, or of its checks alone. In dygraph it must be a single C call.
 
         Args:
-            bucket: what it updates.
-            rates: the learning rate and the weight decay.
-            found_inf: None, or in static graphs a variable.
-            leads: true of one call of a step, that of the most elements, for what belongs to the step as a whole.
-            check_only: check, and change nothing.
+            bucket: the parameters to update, their gradients, state and master weights.
+            rates: the learning rate and the weight decay of this step: floats or tensors of one element; in static
+                graphs tensors.
+            found_inf: None; in static graphs a variable of one bool, or None. Where it is True the step changes
+                nothing.
+            leads: True for one call of a step, that of the most elements, for what belongs to the step as a whole.
+            check_only: check everything, and change nothing.
         """
         raise NotImplementedError
 
     def _begin_step(self) -> None:
-        """Refuse a step that cannot be taken, before anything is done; for subclasses."""
+        """Refuse a step that cannot be taken, before anything is done. For subclasses; one step may call it twice."""
 
     def _step_taken(self) -> list[Callable[[], Any]]:
-        """What a step that is taken, or skipped for an Inf, changes besides its tensors: calls of C; for subclasses."""
+        """C calls that note a step which was taken, or skipped because of an Inf, beside its tensors. For subclasses.
+
+        They run with the native call: no interrupt can come in between.
+        """
         return []
 
     def _end_step(self) -> None:
-        """After such a step: what may be left out if an interrupt comes before; for subclasses."""
+        """Do what follows a step that was taken or skipped, and may be left out if an interrupt comes first. For
+        subclasses.
+        """
 
     def _adapt_loaded(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
-        """Bring what a checkpoint holds for each parameter into the form of this optimizer's state; for subclasses.
+        """Bring a checkpoint's state into the form that this optimizer keeps. For subclasses.
 
-        What is changed in the optimizer for that is undone by ``undo`` if the checkpoint is not loaded.
+        Args:
+            states: what the checkpoint holds for each parameter, by the names of the parameter and of the entry;
+                changed in place.
+            undo: gets the calls that undo changes of the optimizer, in case the checkpoint is refused later.
         """
 
     def _check_parameters(self, parameters: list) -> None:
-        """Refuse parameters whose state there is no room for; for subclasses."""
+        """Refuse parameters without state whose state there would be no room for. For subclasses."""
 
     # ---- Groups -----------------------------------------------------------------------------------------------------
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups: dicts of ``params`` and the options given for them. A list of parameters is made the first group.
+        """The groups: dicts of ``params`` and the options given for them. A list of parameters becomes the first group.
 
-        They may be edited between two steps: the next step checks and follows. A key that is no option stays as it is
-        and has no effect.
+        The groups may be edited between two steps: the next step checks them and follows. A key that is not an option
+        is kept and has no effect.
+
+        Raises:
+            ValueError: the optimizer was made with ``parameters=None``, or a wrapper has divided the parameters.
         """
         if self._options.groups is None:
             if self._parameter_list is None:
@@ -149,9 +178,13 @@ class FusedOptimizer(Optimizer):
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Train one more group of parameters from the next step on.
 
+        Args:
+            group: a dict with ``params``, a list of tensors or one tensor, and options for them: ``weight_decay``,
+                ``grad_clip``, and ``learning_rate``, a multiplier of the optimizer's.
+
         Raises:
-            TypeError, ValueError: the group is what the constructor would refuse, or it comes after a wrapper has
-                divided the parameters among processes.
+            TypeError, ValueError: the group is such as the constructor would refuse, or a wrapper has already divided
+                the parameters among processes.
             RuntimeError: ``minimize`` has built a static graph's step.
         """
         leave_trace()
@@ -172,7 +205,7 @@ class FusedOptimizer(Optimizer):
     _add_param_group = add_param_group
 
     def _follow_groups(self) -> None:
-        """Train what is in the groups now: the user may have edited them since the last step."""
+        """Train the parameters that are in the groups now, since the user may have edited them after the last step."""
         if self._param_groups is not self._options.groups:
             return  # a list, or a wrapper's groups
         options = self._options.edited()
@@ -185,11 +218,14 @@ class FusedOptimizer(Optimizer):
         held = {id(p) for p in params}
         params += [p for p in options.parameters if id(p) not in held and id(p) not in before]
         self._check_parameters([p for p in params if self._state.of(p) is None])
-        # In this order, so that an interrupt between the two leaves groups that still count as edited.
+        # The order matters: after an interrupt between the two, the groups still count as edited.
         self._parameter_list[:] = params
         self._take_options(options)
 
     def _take_options(self, options: ParameterOptions) -> None:
+        """Use other options from the next step on. If a group has a clip, the optimizer's becomes one that acts by
+        group.
+        """
         self._shortcut = None
         if options.has_clips:
             self._grad_clip = ClipByGroup(options, getattr(self._grad_clip, "default", self._grad_clip))
@@ -198,6 +234,7 @@ class FusedOptimizer(Optimizer):
             self._param_groups = options.groups
 
     def _refuse_where_divided(self) -> None:
+        """Refuse to change the parameters after a wrapper has replaced the list of them by its own part."""
         if self._parameter_list is not self._own_list:
             raise ValueError(
                 "param_groups: received a change after a wrapper had replaced the list of parameters, expected it "
@@ -215,11 +252,17 @@ class FusedOptimizer(Optimizer):
 
         Returns:
             What ``closure`` returned; None without one.
+
+        Raises:
+            TypeError: ``closure`` cannot be called, or a gradient or an option on a parameter is of the wrong type.
+            ValueError: a gradient's shape or dtype does not fit, or the learning rate of this step is not a finite
+                number of at least 0. The error names the parameter, and nothing has been written.
+            RuntimeError: Paddle is in static graph mode, where ``minimize`` builds the step.
         """
         leave_trace()
         loss = None
         if closure is not None:
-            arguments.check_closure(closure)
+            arguments.check_closure(closure, self._closure_remedy)
             with paddle.enable_grad():
                 loss = closure()
         if paddle.base.dygraph.base.in_to_static_mode():
@@ -248,46 +291,69 @@ class FusedOptimizer(Optimizer):
         return loss
 
     def _step_by_shortcut(self) -> bool:
-        """Take a step that is like the last one; False if the full way must be gone, and then nothing has been done."""
+        """Take a step that is like the last one.
+
+        Returns:
+            False if the step has to go the full way. Nothing has been done in that case.
+        """
         if self._shortcut is None or not self._is_plain():
             return False
         bucket = self._shortcut.bucket_now(self._parameter_list, self._multi_precision)
         if bucket is None:
             return False
-        # Only now: the full way, too, refuses what lies on a parameter before it asks for a batch index.
+        # This comes last, as on the full way, which refuses bad options of a parameter before it begins a step.
         self._begin_step()
         if self._shortcut is None:
-            return False  # the state has changed
+            return False  # the subclass has changed the state
         try:
             self._take([bucket], None, True)
         except ValueError:
-            # A strided or ill-fitting gradient. The full way knows what to do or says what is wrong.
+            # A gradient is strided or does not fit. The full way makes a copy of it or says what is wrong.
             return False
         self._end_step()
         return True
 
     def _forget_shortcut(self) -> None:
-        """After a change of what it holds."""
+        """Send the next step the full way, because tensors that the shortcut holds are about to change."""
         self._shortcut = None
 
     def _is_plain(self) -> bool:
-        """Whether nothing stands between the gradients and the native call."""
+        """Whether nothing stands between the gradients and the native call: no clip, and no Inf found."""
         found_inf = self._auxiliary_vars.get("found_inf")
         return self._grad_clip is None and (found_inf is None or found_inf is False)
 
     def backward(self, loss: Any, *args: Any, **options: Any) -> Pairs:
-        """Compute the gradients, or append what computes them to a static graph: the first half of ``minimize``."""
+        """Compute the gradients, or append the operators that compute them to a static graph: the first half of
+        ``minimize``.
+
+        Args:
+            loss: a tensor or a variable of one element.
+            args: further arguments of Paddle's ``Optimizer.backward``: ``startup_program``, ``parameters``,
+                ``no_grad_set``, ``callbacks``.
+            options: the same by name.
+
+        Returns:
+            Parameters, each with its gradient, for ``apply_gradients``.
+        """
         self._follow_groups()
         if in_dygraph_mode():
             return super().backward(loss, *args, **options)
         with warnings.catch_warnings():
-            # Paddle 3.2 and 3.3 ask a variable of the graph for its place here, and warn of it. No caller can help it.
+            # Paddle 3.2 and 3.3 ask a variable of the graph for its place here and warn of that; no caller can help it.
             warnings.filterwarnings("ignore", ".* do not have 'place' interface", UserWarning)
             return super().backward(loss, *args, **options)
 
     def _apply_optimize(self, loss: Any, startup_program: Any, params_grads: Any, param_group_idx: int = 0) -> Any:
-        """Clip, regularize, update. Wrappers that shard the state call this, some with a group instead of a list."""
-        # A wrapper may come with one group at a time, of which the last ends the step, or with one group for all.
+        """Clip, regularize and update. Wrappers that shard the state call this, some with a group in place of a list.
+
+        Args:
+            loss: None in dygraph.
+            startup_program: None in dygraph.
+            params_grads: parameters, each with its gradient or None; or a group, which holds such a list under
+                ``params``.
+            param_group_idx: the number of that group.
+        """
+        # A wrapper may pass one group at a time, the last of which ends the step, or one group that holds everything.
         by_group = isinstance(params_grads, dict) and isinstance(self._param_groups[0], dict)
         self._ends_step = not by_group or param_group_idx == len(self._param_groups) - 1
         # An interrupt may have ended the last step between two groups.
@@ -295,12 +361,15 @@ class FusedOptimizer(Optimizer):
         if isinstance(params_grads, dict):
             params_grads = params_grads["params"]
         if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):
-            # Paddle's clip by value takes a sparse gradient for a dense one and reads what is not there.
+            # Paddle's clip by value reads a sparse gradient as if it were dense, beyond its end.
             params_grads = [(p, self._dense(p, g)) for p, g in params_grads if g is not None]
         return super()._apply_optimize(loss, startup_program, params_grads)
 
     def append_regularization_ops(self, parameters_and_grads: Pairs, regularization: Any = None) -> Pairs:
-        """Add each parameter's regularizer, if it has one, to its gradient; weight decay by a number is not here."""
+        """Add each parameter's regularizer, if it has one, to its gradient. Weight decay by a number is not added here.
+
+        ``regularization``, the optimizer's own, is ignored, because the parameters' options already contain it.
+        """
         regularized: Pairs = []
         for pair in parameters_and_grads:
             regularizer = self._options.of(pair[0]).regularizer
@@ -312,7 +381,12 @@ class FusedOptimizer(Optimizer):
 
     @paddle.no_grad()
     def _create_optimization_pass(self, parameters_and_grads: Pairs, param_group_idx: int = 0) -> list:
-        """Where every way to a step meets: dygraph updates at once, static graphs append the operator."""
+        """Update at once in dygraph, or append the operator to a static graph. All ways to a step but the shortcut meet
+        here.
+
+        Returns:
+            The operators appended; none in dygraph.
+        """
         ends, self._ends_step = self._ends_step, True
         self._begin_step()
         pairs = [(p, _shaped(p, g)) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
@@ -330,7 +404,7 @@ class FusedOptimizer(Optimizer):
             return []
         program = paddle.static.default_main_program()
         before = len(program.global_block().ops)
-        # The role tells Paddle which operators to drop when the program is cloned for evaluation.
+        # By this role Paddle knows which operators to drop when the program is cloned for evaluation.
         with program._optimized_guard([item for pair in pairs for item in pair]), name_scope("optimizer"):
             self._create_global_learning_rate()
             self._update_buckets(pairs, self._get_auxiliary_var("found_inf"), True)
@@ -340,14 +414,19 @@ class FusedOptimizer(Optimizer):
     _pir_create_optimization_pass = _create_optimization_pass
 
     def _require_parameters(self) -> None:
-        """An optimizer made in static mode may stand for all parameters of a program, which dygraph does not have."""
+        """Refuse a dygraph call if the optimizer was made in static graph mode without parameters, to stand for all of
+        a program.
+        """
         if in_dygraph_mode() and self._parameter_list is None:
             raise ValueError(
                 "parameters: received None when the optimizer was made in static graph mode, expected a list of tensors"
             )
 
     def _skips_step(self) -> bool:
-        """GradScaler's protocol: it leaves a tensor in found_inf and expects to find its truth there."""
+        """Whether an Inf was found, so that the step is skipped.
+
+        GradScaler leaves a tensor in ``found_inf`` and expects a bool in its place afterwards.
+        """
         found_inf = self._get_auxiliary_var("found_inf")
         if isinstance(found_inf, paddle.Tensor):
             found_inf = bool(found_inf)
@@ -357,25 +436,34 @@ class FusedOptimizer(Optimizer):
     def _native_form(self, param: Any, grad: Any) -> Any:
         """The gradient as the native call takes it: in one piece, and dense unless it is sparse on the CPU.
 
-        The kernel of the CPU reads the rows of a sparse gradient where they are, which takes no memory of the
-        parameter's size. On a GPU each step makes a dense copy.
+        The CPU kernel reads the rows of a sparse gradient where they are and takes no memory of the parameter's size.
+        On a GPU each step makes a dense copy.
         """
         if grad.is_selected_rows() and param.place.is_cpu_place():
             return grad
         return self._dense(param, grad)
 
     def _dense(self, param: Any, grad: Any) -> Any:
-        """The gradient dense and in one piece, duplicate rows of a sparse one added up."""
+        """The gradient as a dense tensor in one piece; repeated rows of a sparse gradient are added up."""
         if grad.is_selected_rows():
             return _C_ops.add_n([paddle.zeros_like(param, dtype=grad.dtype), grad])
         return grad if grad.is_contiguous() else grad.contiguous()
 
     def _update_buckets(self, pairs: Pairs, found_inf: Any, ends: bool) -> list[Bucket]:
-        """Make what state is missing, and update; a step that is refused or interrupted leaves no state behind."""
+        """Make the state that is missing, and update. A step that is refused or interrupted leaves no state behind.
+
+        Args:
+            pairs: parameters, each with its gradient in its native form.
+            found_inf: None; in static graphs a variable, or None.
+            ends: whether this is the last part of the step.
+
+        Returns:
+            What was updated.
+        """
         undo: list[Callable[[], Any]] = []
         try:
             buckets = self._fill_buckets(pairs, undo)
-            # A step that was taken is not undone, even if an interrupt comes right behind it.
+            # A step that was taken is not undone, even if an interrupt comes immediately after it.
             self._take(buckets, found_inf, ends, undo.clear)
         except BaseException:
             for call in undo:
@@ -384,19 +472,19 @@ class FusedOptimizer(Optimizer):
         return buckets
 
     def _take(self, buckets: list[Bucket], found_inf: Any, ends: bool, *more: Callable[[], Any]) -> None:
-        """One native call for all parameters that share learning rate and decay; almost always that is one call.
+        """Update the buckets, by one native call for each; almost always there is one.
 
         In dygraph no interrupt can come between these calls, nor between them and what is noted of the step.
 
         Args:
             buckets: what to update.
-            found_inf: None, or in static graphs a variable.
+            found_inf: None; in static graphs a variable, or None.
             ends: whether this is the last part of the step.
-            more: further calls of C that belong to the step.
+            more: further C calls that belong to the step.
         """
         rates = [(self._learning_rate_of_step(b.learning_rate), self._decay_of_step(b.weight_decay)) for b in buckets]
         if len(buckets) > 1 and in_dygraph_mode():
-            # All or nothing: what the last call would refuse, the first must not have begun.
+            # All or nothing: if the last call would be refused, the first must not have begun.
             for bucket, pair in zip(buckets, rates):
                 self._native_call(bucket, pair, found_inf, leads=False, check_only=True)()
         leading = max(buckets, key=_numel) if len(buckets) > 1 else buckets[0] if buckets else None
@@ -407,12 +495,22 @@ class FusedOptimizer(Optimizer):
         uninterrupted(*calls, *self._account_for(calls, ends), *more)
 
     def _account_for(self, calls: list, ends: bool) -> list[Callable[[], Any]]:
-        """What is noted when these calls, a step or a part of one, have been made: further calls of C."""
+        """C calls that note a step, or one part of a step, as taken.
+
+        Args:
+            calls: the native calls; empty if the step is skipped, or a part of it has no gradient.
+            ends: whether this is the last part of the step.
+        """
         first_again = ends or (self._first_part and not calls)
         return [partial(setattr, self, "_first_part", first_again), *(self._step_taken() if ends else ())]
 
     def _fill_buckets(self, pairs: Pairs, undo: list[Callable[[], Any]]) -> list[Bucket]:
-        """Sort the parameters into buckets; what unmakes state that has to be made is appended to ``undo``."""
+        """Sort the parameters into buckets by what the parameters of one native call must share.
+
+        Args:
+            pairs: parameters, each with its gradient in its native form.
+            undo: gets the calls that drop state which is made here.
+        """
         buckets: dict[tuple, Bucket] = {}
         with state_guard():
             for param, grad in pairs:
@@ -437,7 +535,17 @@ class FusedOptimizer(Optimizer):
     # ---- What multiplies --------------------------------------------------------------------------------------------
 
     def _learning_rate_of_step(self, multiplier: Any) -> Any:
-        """The learning rate as the native call takes it: a number in dygraph, a variable in static graphs."""
+        """Learning rate as the native call takes it: a number in dygraph, a variable in static graphs.
+
+        Args:
+            multiplier: a bucket's; a tensor replaces the learning rate altogether.
+
+        Returns:
+            In dygraph a float, or a tensor if the learning rate lies on a device, since reading it would wait.
+
+        Raises:
+            TypeError, ValueError: the learning rate of this step is not a finite number of at least 0.
+        """
         rate = self._learning_rate
         if is_tensor(multiplier):
             rate, multiplier = multiplier, 1.0
@@ -452,13 +560,13 @@ class FusedOptimizer(Optimizer):
                 # The executor writes a scheduler's value as bytes of the variable's dtype, whatever dtype a loaded file
                 # left in its place. Paddle's sum refuses two dtypes, where our operator would read what it finds.
                 rate = paddle.add_n([paddle.zeros([], rate.dtype), rate])
-        # Not rate * multiplier, whose factor is a float32 attribute in the older graph format.
+        # ``rate * multiplier`` would make the factor a float32 attribute in the older graph format.
         return rate if multiplier == 1.0 else rate * paddle.full([], multiplier, dtype=rate.dtype)
 
     def _decay_of_step(self, decay: Any) -> Any:
-        """The weight decay, likewise."""
+        """Weight decay as the native call takes it: a number, or a tensor on a device; in static graphs a variable."""
         if not is_tensor(decay):
-            # In static graphs a tensor: an operator's attribute cannot hold a float64.
+            # In a static graph it is a tensor, because an operator's attribute cannot hold a float64.
             return decay if in_dygraph_mode() else paddle.full([1], decay, dtype="float64")
         if in_dygraph_mode() and decay.place.is_cpu_place():
             return arguments.check_number("weight_decay of this step", decay.item())
@@ -467,14 +575,14 @@ class FusedOptimizer(Optimizer):
     def _create_global_learning_rate(self) -> None:
         """Create the variable of a static graph that holds the learning rate.
 
-        Its dtype is the one that Paddle's own optimizers choose, so that each loads the other's files: the dtype of the
-        first parameter or of the loss, and float32 in place of 16 bits.
+        Paddle's own optimizers choose the same dtype, so that each loads the other's files: the dtype of the first
+        parameter or of the loss, and float32 in place of 16 bits.
         """
         if is_tensor(self._learning_rate):
             return
         dtype = paddle.get_default_dtype() if self._dtype is None else self._dtype
         if dtype_name(dtype) in ("float16", "bfloat16"):
-            # Paddle keeps 16 bits where they are the default dtype, too few for a learning rate.
+            # If the default dtype has 16 bits, Paddle uses it here, which is too few for a learning rate.
             self._dtype = paddle.float32
         super()._create_global_learning_rate()
 
@@ -486,7 +594,15 @@ class FusedOptimizer(Optimizer):
         return rate.item() if hasattr(rate, "item") else rate
 
     def set_lr(self, value: float) -> None:
-        """Set the learning rate; an optimizer with an LRScheduler refuses (RuntimeError)."""
+        """Set the learning rate, unless it is an ``LRScheduler``, which sets it itself.
+
+        Args:
+            value: a number of at least 0.
+
+        Raises:
+            TypeError, ValueError: the value is not a finite number of at least 0.
+            RuntimeError: the optimizer's learning rate is an ``LRScheduler``.
+        """
         leave_trace()
         super().set_lr(arguments.check_number("learning_rate", value))
 
@@ -496,18 +612,19 @@ class FusedOptimizer(Optimizer):
         """Make all state before the first step, so that ``state_dict`` names every entry that a load may fill."""
         for param in parameters:
             if self._state.of(param) is None and not param.stop_gradient:
-                # With fleet's float32 gradients beside 16-bit parameters, the history holds those.
+                # If fleet keeps float32 gradients beside 16-bit parameters, the history stores those.
                 wide = is_16_bit(param) and hasattr(param, "main_grad")
                 self._state.create(param, paddle.float32 if wide else param.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """All state by the names that Paddle gives it, and the hyperparameters that it depends on.
 
-        The tensors are the optimizer's own and change with its next step: save them, or copy them, before.
+        The tensors are the optimizer's own and change with its next step: save or copy them before that.
         """
         return checkpoint.collect(self._kept())
 
     def _kept(self) -> checkpoint.Kept:
+        """What a checkpoint holds of this optimizer, for ``checkpoint.collect`` and ``checkpoint.load``."""
         self._require_parameters()
         return checkpoint.Kept(
             self._state, self._parameter_list or [], self._hyperparameters, self._learning_rate, self._unsaved
@@ -516,20 +633,30 @@ class FusedOptimizer(Optimizer):
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this or of Paddle's own optimizer gave, by copying; all of it, or nothing.
 
+        Args:
+            state_dict: entries by name, tensors or arrays. They stay the caller's.
+
         Raises:
+            TypeError: ``state_dict`` is not a dict.
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
+            RuntimeError: Paddle is in static graph mode.
         """
         self._load(state_dict)
 
     def _load(self, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
-        """The same, and with the copying further calls of C that belong to it."""
+        """Load a state_dict as ``set_state_dict`` does.
+
+        Args:
+            state_dict: the entries that the ground knows.
+            more: further C calls, which are made together with the copying.
+        """
         self._shortcut = None
         checkpoint.load(self._kept(), state_dict, self._adapt_loaded, *more)
 
     load_state_dict = set_state_dict
 
     def _shown(self) -> dict[str, str]:
-        """Arguments that are not at their defaults, for a repr; for subclasses."""
+        """Text of the arguments that are not at their defaults, by name, for a repr. For subclasses."""
         return {}
 
     def __repr__(self) -> str:

@@ -15,46 +15,62 @@ from paddle.regularizer import WeightDecayRegularizer
 
 from .arguments import check_groups, check_number, is_tensor
 
+#: Parameters, each with its gradient.
 Pairs = list[tuple[Any, Any]]
 
 
 class Bucket(NamedTuple):
-    """Parameters that one native call updates: lists that run parallel."""
+    """Parameters that one native call updates, in parallel lists."""
 
     params: list
     grads: list
-    #: a list for every entry of the layout; None for one that these parameters do not have yet
+    #: for each entry of the layout a list of tensors; None if these parameters do not have the entry yet
     state: tuple[list | None, ...]
     masters: list | None
-    #: what all of them share: the multiplier of the learning rate, and the decay
+    #: what these parameters share: the multiplier of the learning rate, and the weight decay
     learning_rate: Any
     weight_decay: Any
 
 
 class Options(NamedTuple):
-    """What one parameter is updated with, besides what all share."""
+    """What one parameter is updated with, apart from what all parameters share."""
 
-    #: multiplier of the optimizer's learning rate; a tensor stands in place of the whole, as in Paddle
+    #: multiplier of the optimizer's learning rate; a tensor replaces the learning rate altogether, as in Paddle
     learning_rate: Any
-    #: decay outside of the gradient, a number or a tensor
+    #: decay that is applied outside the gradient: a number or a tensor
     weight_decay: Any
-    #: decay inside of the gradient, by Paddle's own path
+    #: decay that Paddle's own path adds to the gradient
     regularizer: WeightDecayRegularizer | None
 
 
 class ParameterOptions:
-    """Looks up one parameter's options, by its name, for wrappers that shard an optimizer drop its groups."""
+    """The options of each parameter, found by the parameter's name: wrappers that shard an optimizer replace its
+    groups.
+
+    Args:
+        groups: checked groups (``arguments.check_groups``); None if the user gave a list of parameters. The user may
+            edit them in place later.
+        weight_decay: the optimizer's: None, a number, a tensor or a regularizer.
+        reserved: names of the options of the whole optimizer, which a group cannot have.
+    """
 
     def __init__(self, groups: list[dict] | None, weight_decay: Any, reserved: Collection[str] = ()) -> None:
         self._weight_decay = weight_decay
         self._reserved = reserved
-        #: as the user may have edited them since they were checked; None without groups
+        #: None without groups; the user may have edited them since they were checked
         self.groups = groups
         self._checked = [dict(group, params=list(group["params"])) for group in groups or ()]
         self._group_of = {param.name: group for group in groups or () for param in group["params"]}
 
     def edited(self) -> ParameterOptions | None:
-        """Options by the groups as they are now, with all checks of new ones; None if nobody has edited them."""
+        """Check the groups again if the user has edited them since they were checked.
+
+        Returns:
+            Options by the groups as they are now; None if nobody has edited them.
+
+        Raises:
+            TypeError, ValueError: the groups are such as the constructor would refuse.
+        """
         if self.groups is None or _same_groups(self.groups, self._checked):
             return None
         checked = check_groups("param_groups", self.groups, self._reserved)
@@ -63,16 +79,24 @@ class ParameterOptions:
         return self.of_groups(self.groups)
 
     def of_groups(self, groups: list[dict]) -> ParameterOptions:
-        """The same with groups that have been checked."""
+        """Options by other groups, which have been checked, with the optimizer's own defaults."""
         return ParameterOptions(groups, self._weight_decay, self._reserved)
 
     @property
     def parameters(self) -> list:
-        """All parameters of all groups, when they were checked."""
+        """All parameters of all groups, as they were when the groups were checked."""
         return [param for group in self._checked for param in group["params"]]
 
     def of(self, param: Any) -> Options:
-        """A parameter's own regularizer wins over its group's weight_decay, and that over the optimizer's."""
+        """Options of one parameter. Its own regularizer wins over its group's weight_decay, and that over the
+        optimizer's.
+
+        Args:
+            param: a parameter. Its group, or else its ``optimize_attr``, has the multiplier of the learning rate.
+
+        Raises:
+            TypeError, ValueError: the multiplier that lies on the parameter is not a finite number of at least 0.
+        """
         group = self._group_of.get(param.name, {}) if self._group_of else {}
         attributes = getattr(param, "optimize_attr", None) or {}
         multiplier = group.get("learning_rate", attributes.get("learning_rate", 1.0))
@@ -88,7 +112,16 @@ class ParameterOptions:
         return Options(multiplier, 0.0 if decay is None else decay, None)
 
     def clip_of(self, param: Any, default: Any) -> tuple[int | None, Any]:
-        """Whose clip acts on this parameter's gradient, and which; a group's may be None."""
+        """Clip that acts on a parameter's gradient, and the group that it belongs to.
+
+        Args:
+            param: the parameter.
+            default: the optimizer's clip, for groups that have none of their own.
+
+        Returns:
+            The identity of the group, or None if the optimizer's clip acts; and the clip, which is None where a group
+            has switched clipping off.
+        """
         group = self._group_of.get(param.name, {})
         return (id(group), group["grad_clip"]) if "grad_clip" in group else (None, default)
 
@@ -99,16 +132,20 @@ class ParameterOptions:
 
     @property
     def has_clips(self) -> bool:
-        """Whether any group has a clip of its own, None included."""
+        """Whether any group has a clip of its own, which may be None to switch clipping off."""
         return any("grad_clip" in group for group in self.groups or ())
 
 
 def _same_groups(groups: list[dict], checked: list[dict]) -> bool:
-    """Whether all keys and values are the same objects. Comparing tensors with == would compute."""
+    """Whether groups have the keys and the very objects that they had when they were checked.
+
+    Objects are compared by identity, because ``==`` between tensors would compute, and so wait for a device.
+    """
     return len(groups) == len(checked) and all(map(_same_group, groups, checked))
 
 
 def _same_group(group: Any, checked: dict) -> bool:
+    """Whether one group is as it was when it was checked, in the sense of ``_same_groups``."""
     if not isinstance(group, dict) or group.keys() != checked.keys() or not isinstance(group["params"], list):
         return False
     params, before = group["params"], checked["params"]
@@ -118,7 +155,13 @@ def _same_group(group: Any, checked: dict) -> bool:
 
 
 class ClipByGroup(paddle.nn.clip.GradientClipBase):
-    """Clips each group with its own clip, and all groups without one together, by the optimizer's."""
+    """A gradient clip that applies each group's own clip to that group, and the optimizer's to all other groups
+    together.
+
+    Args:
+        options: tells which clip acts on a parameter.
+        default: the optimizer's clip; None if it has none.
+    """
 
     def __init__(self, options: ParameterOptions, default: Any) -> None:
         super().__init__()
@@ -126,6 +169,14 @@ class ClipByGroup(paddle.nn.clip.GradientClipBase):
         self.default = default
 
     def __call__(self, params_grads: Pairs) -> Pairs:
+        """Clip gradients.
+
+        Args:
+            params_grads: parameters, each with its gradient.
+
+        Returns:
+            The same parameters with the clipped gradients, those of one clip after those of another.
+        """
         by_owner: dict[int | None, tuple[Any, Pairs]] = {}
         for pair in params_grads:
             owner, clip = self._options.clip_of(pair[0], self.default)

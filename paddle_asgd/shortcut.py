@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shortcut of a dygraph step: answers whether this step is like the last one, and with which gradients.
 
-Must not begin, take or end a step (fused.py); in the least doubt the answer is None, and the step goes the full way.
+Must not begin, take or end a step (fused.py). In the least doubt the answer is None, and the step goes the full way.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from .options import Bucket, ParameterOptions
 
 
 class Shortcut(NamedTuple):
-    """What one full step found, for all trainable parameters in one bucket."""
+    """What one full step found out, for an optimizer whose trainable parameters all are in one bucket.
+
+    A step that is like the last one then needs only its gradients, which C++ collects in one pass over the parameters.
+    """
 
     bucket: Bucket
-    #: the multipliers of the learning rate that lay on the parameters
+    #: for each parameter the multiplier of the learning rate that lay on it
     multipliers: list
     multi_precision: bool
 
@@ -26,7 +29,15 @@ class Shortcut(NamedTuple):
     def of(
         cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, multi_precision: bool
     ) -> Shortcut | None:
-        """A shortcut from the buckets of a full step; None where it could not be right."""
+        """Make a shortcut from a full step; None where it could be wrong.
+
+        Args:
+            parameters: all parameters of the optimizer.
+            buckets: what the step updated.
+            options: the parameters' options. There is no shortcut with groups, which may be edited, or with
+                regularizers.
+            multi_precision: whether 16-bit parameters have master weights.
+        """
         if len(buckets) != 1 or options.has_groups:
             return None
         bucket = buckets[0]
@@ -39,7 +50,12 @@ class Shortcut(NamedTuple):
         return cls(bucket._replace(grads=[]), [_multiplier(param) for param in bucket.params], multi_precision)
 
     def bucket_now(self, parameters: list, multi_precision: bool) -> Bucket | None:
-        """The bucket of this step; None if it could be another than the last step's in more than its gradients."""
+        """Bucket of this step, with its gradients; None if anything else might differ from the last step.
+
+        Args:
+            parameters: all parameters of the optimizer.
+            multi_precision: whether 16-bit parameters have master weights now.
+        """
         if self.multi_precision is not multi_precision:
             return None
         grads = native.plain_gradients(parameters, self.bucket.params, self.multipliers)
@@ -47,11 +63,11 @@ class Shortcut(NamedTuple):
 
 
 def _multiplier(param: Any) -> Any:
-    """What multiplies the learning rate, if anything lies on the parameter; a plain tensor may have no place for it."""
+    """Multiplier of the learning rate that lies on a parameter; None if it has none, as a plain tensor does."""
     attributes = getattr(param, "__dict__", {}).get("optimize_attr")
     return (attributes or {}).get("learning_rate")
 
 
 def _same(left: list, right: list) -> bool:
-    """Whether these are the same objects. Comparing tensors with == would compute."""
+    """Whether two lists hold the same objects; ``==`` between tensors would compute."""
     return len(left) == len(right) and all(map(operator.is_, left, right))

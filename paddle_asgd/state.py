@@ -20,16 +20,22 @@ from .caller import warn
 
 
 class StateTensor(NamedTuple):
-    """One tensor of state that an optimizer keeps for every parameter."""
+    """One tensor of state that an optimizer keeps for each parameter: an entry of its layout.
+
+    Examples:
+        >>> history = StateTensor("y", "gradient", lambda shape: [3, *shape])
+        >>> history.shape([2, 5]), history.counts_steps
+        ([3, 2, 5], False)
+    """
 
     name: str
-    #: "compute" (float32, and float64 for float64 parameters), "gradient" (what arrives as gradient), or a dtype
+    #: "compute" (float32, and float64 for float64 parameters), "gradient" (the gradients' dtype), or a dtype's name
     dtype: str
-    #: from the parameter's shape to the state's
+    #: a function from the parameter's shape to the shape of this tensor
     shape: Callable[[list[int]], list[int]]
-    #: int64, 0 before the first step; a checkpoint tells by it that a parameter has taken none
+    #: whether its first element, an int64, counts the parameter's steps; 0 in a checkpoint means that there were none
     counts_steps: bool = False
-    #: not made with the others before the first step, but by ``ParameterState.entry_of``
+    #: whether it is made later, by ``ParameterState.entry_of``, and not with the others before the first step
     later: bool = False
 
 
@@ -38,7 +44,7 @@ WAYS_TO_A_STEP = ("step", "minimize", "_apply_optimize")
 
 
 def is_16_bit(param: Any) -> bool:
-    """Whether the parameter is float16 or bfloat16."""
+    """Whether a tensor is float16 or bfloat16."""
     return dtype_name(param.dtype) in ("float16", "bfloat16")
 
 
@@ -56,9 +62,9 @@ class ParameterState:
     """The state of all parameters of one optimizer.
 
     Args:
-        optimizer: whose dictionaries hold it.
-        layout: what each parameter has, one entry of which counts its steps.
-        on_change: called before tensors come or go, for what still holds those that were there.
+        optimizer: the optimizer, whose dictionaries hold the tensors.
+        layout: what each parameter has; exactly one entry counts the parameter's steps.
+        on_change: is called before tensors are made or dropped, so that nobody goes on using those that were there.
     """
 
     def __init__(self, optimizer: Optimizer, layout: tuple[StateTensor, ...], on_change: Callable[[], None]) -> None:
@@ -67,43 +73,46 @@ class ParameterState:
         self.layout = layout
         (self.counter,) = (entry for entry in layout if entry.counts_steps)
         self._warned_of_16_bit = False
-        #: every parameter that was given state, by its name: in static graphs the optimizer may have no list of its own
+        #: all parameters that were given state, by name: in static graphs the optimizer may have no list of its own
         self._created: dict[str, Any] = {}
 
     @property
     def created(self) -> list:
-        """The parameters that were ever given state."""
+        """All parameters that were ever given state, in the order in which they were."""
         return list(self._created.values())
 
     @property
     def prefix(self) -> str | None:
-        """What the user named the optimizer."""
+        """The ``name`` that the user gave to the optimizer; None without one."""
         return self._optimizer._name
 
     @property
     def multi_precision(self) -> bool:
-        """Whether 16-bit parameters have master weights; ``amp.decorate`` may switch it on."""
+        """Whether 16-bit parameters have master weights. ``paddle.amp.decorate`` may switch this on after the
+        constructor.
+        """
         return self._optimizer._multi_precision
 
     @property
     def masters(self) -> dict[str, Any]:
-        """The master weights, by the names of their parameters."""
+        """Master weights, float32 tensors, by the names of their parameters."""
         return self._optimizer._master_weights
 
     def key(self, name: str) -> str:
-        """How Paddle's dictionary of accumulators spells the name of a state tensor."""
+        """Key of an entry of the layout in Paddle's dictionary of accumulators."""
         prefix = self._optimizer._name
         return name if prefix is None else f"{prefix}_{name}"
 
     def named(self, param: Any) -> dict[str, Any] | None:
-        """The same by their names."""
+        """The tensors of ``of``, by their names in the layout; None before the parameter's first step."""
         tensors = self.of(param)
         return None if tensors is None else {entry.name: tensor for entry, tensor in zip(self.layout, tensors)}
 
     def of(self, param: Any) -> list | None:
-        """The parameter's tensors in the order of the layout, None for one to come later; None before the first step.
+        """The parameter's tensors in the order of the layout; None before its first step.
 
-        An interrupt may have left some of them. These count as none, and ``create`` makes all of them again.
+        An entry that is made later is None until then. Tensors that an interrupt has left incomplete count as none, and
+        ``create`` makes all of them again.
         """
         owner = self._owner_name(param)
         accumulators = self._optimizer._accumulators
@@ -112,14 +121,28 @@ class ParameterState:
         return tensors if all(made) else None
 
     def _owner_name(self, param: Any) -> str:
-        """State bears the name of the parameter's master weight, as Paddle has it, if that came first."""
+        """Name under which Paddle's dictionaries hold the parameter's state.
+
+        As in Paddle, that is the name of the master weight if there was one when the state was made.
+        """
         master = self._optimizer._master_weights.get(param.name)
         if master is None or param.name in self._optimizer._accumulators.get(self.key(self.layout[0].name), ()):
             return param.name
         return master.name
 
     def create(self, param: Any, gradient_dtype: Any) -> list:
-        """State of zeros for one parameter, and its master weight if it shall have one."""
+        """Make state of zeros for one parameter, and its master weight if it is to have one.
+
+        Args:
+            param: the parameter; state that it has is dropped.
+            gradient_dtype: the dtype of its gradients, which the history then has, too.
+
+        Returns:
+            The tensors in the order of the layout.
+
+        Raises:
+            ValueError: gradients of a parameter of this dtype cannot have ``gradient_dtype``.
+        """
         _check_gradient_dtype(param, gradient_dtype)
         master = self.master_of(param)
         self.drop(param)
@@ -132,7 +155,13 @@ class ParameterState:
         return self.of(param)
 
     def _make(self, param: Any, entry: StateTensor, gradient_dtype: Any = None) -> Any:
-        """Zeros for one entry of the layout."""
+        """Make the tensor of one entry of the layout, of zeros, on the parameter's device.
+
+        Args:
+            param: the parameter.
+            entry: the entry.
+            gradient_dtype: what replaces "gradient" as the dtype of an entry.
+        """
         master = self.held_master(param)
         compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
         return self._optimizer._add_accumulator(
@@ -144,7 +173,13 @@ class ParameterState:
         )
 
     def entry_of(self, param: Any, entry: StateTensor, undo: list[Callable[[], Any]]) -> Any:
-        """One tensor of a parameter that has state, made if it was to come later; ``undo`` gets what unmakes it."""
+        """One tensor of a parameter that has state; made first if it is an entry that comes later.
+
+        Args:
+            param: the parameter.
+            entry: the entry of the layout.
+            undo: gets the calls that drop the tensor, if it is made here.
+        """
         tensor = self.named(param)[entry.name]
         if tensor is None:
             self._on_change()
@@ -153,10 +188,15 @@ class ParameterState:
         return tensor
 
     def of_step(self, param: Any, gradient_dtype: Any, undo: list[Callable[[], Any]]) -> tuple[list, Any | None]:
-        """The parameter's tensors and its master weight, made where they are missing.
+        """The parameter's tensors and its master weight for a step, made where they are missing.
 
-        What unmakes them is appended to ``undo`` before they are made: a step that is not taken must leave no state,
-        which would be of the wrong dtype or of an outdated value if a later gradient or parameter is another.
+        A step that is refused must leave no state behind: a later gradient might have another dtype, and a master
+        weight an outdated value.
+
+        Args:
+            param: the parameter.
+            gradient_dtype: the dtype of the gradient of this step.
+            undo: gets, before anything is made, the calls that drop it.
         """
         state = self.of(param)
         if state is None:
@@ -168,50 +208,79 @@ class ParameterState:
         return state, self.master_of(param)
 
     def place_beside(self, param: Any, name: str, shape: list[int], dtype: str) -> Any:
-        """Zeros where the parameter is, which no checkpoint holds; the same tensor each time it is asked for."""
+        """A tensor of zeros on the parameter's device that no checkpoint holds; the same tensor at every call.
+
+        Args:
+            param: the parameter beside which it lies.
+            name: its name, in place of an entry of the layout.
+            shape: its shape.
+            dtype: the name of its dtype.
+        """
         held = self._optimizer._accumulators.get(self.key(name), {}).get(param.name)
         if held is None:
             held = self._optimizer._add_accumulator(name, param, dtype=dtype, shape=shape, device=_device_of(param))
         return held
 
     def value_of(self, tensor: Any) -> np.ndarray | None:
-        """What a tensor of state holds now; in static graphs, where it lies in the scope, None before the first run."""
+        """Value that a tensor of state has now, as an array. Waits for the tensor's device.
+
+        Args:
+            tensor: a tensor, or a variable of a static graph, whose value lies in the current scope.
+
+        Returns:
+            A copy; None for a variable before the graph has run.
+        """
         if isinstance(tensor, paddle.Tensor):
             return tensor.numpy()
         variable = paddle.static.global_scope().find_var(tensor.name)
         return None if variable is None else np.array(variable.get_tensor())
 
     def replacement(self, param: Any, name: str, value: Any) -> Callable[[], Any]:
-        """Make a tensor for the place of one that the parameter has, of another shape or dtype; dygraph only.
+        """Prepare to replace one of the parameter's tensors by one of another shape or dtype; dygraph only.
+
+        Args:
+            param: the parameter.
+            name: the name of the entry.
+            value: the tensor whose value the new one gets, on any device. It stays the caller's.
 
         Returns:
-            The call, of C alone, that puts it there.
+            The C call that puts the new tensor, which has the old one's name and device, in the old one's place.
         """
         owner = self._owner_name(param)
         held = self._optimizer._accumulators[self.key(name)]
         tensor = value._copy_to(held[owner].place, True)
-        tensor.name = held[owner].name  # which checkpoints are matched by
+        tensor.name = held[owner].name  # by which checkpoints are matched
         tensor.persistable = tensor.stop_gradient = True
         return partial(held.__setitem__, owner, tensor)
 
     def dropping(self, param: Any, name: str | None = None) -> list[Callable[[], Any]]:
-        """The calls, of C alone, that forget the parameter's history, or one tensor of it."""
+        """C calls that forget the parameter's history.
+
+        Args:
+            param: the parameter.
+            name: the entry to forget; None for all of the layout.
+        """
         owner = self._owner_name(param)
         names = [entry.name for entry in self.layout] if name is None else [name]
         return [partial(self._optimizer._accumulators[self.key(name)].pop, owner, None) for name in names]
 
     def dropping_master(self, param: Any) -> Callable[[], Any]:
-        """The call, of C alone, that forgets the master weight; the next step makes one from the parameter."""
+        """C call that forgets the parameter's master weight; the next step makes one from the parameter."""
         return partial(self._optimizer._master_weights.pop, param.name, None)
 
     def drop(self, param: Any) -> None:
-        """Forget the parameter's history."""
+        """Forget the parameter's history: its next step is its first."""
         self._on_change()
         for call in self.dropping(param):
             call()
 
     def stored_form(self, state: list, grad: Any) -> Any:
-        """The gradient in the dtype of its history, if that is the wider: of a parameter that became 16-bit since."""
+        """Gradient in the dtype of its history, if that is the wider one because the parameter has become 16-bit since.
+
+        Args:
+            state: the parameter's tensors, as ``of`` returns them.
+            grad: its gradient.
+        """
         dtypes = (tensor.dtype for entry, tensor in zip(self.layout, state) if entry.dtype == "gradient")
         stored = next(dtypes, grad.dtype)
         if stored == grad.dtype or dtype_name(stored) != "float32" or not is_16_bit(grad):
@@ -219,11 +288,14 @@ class ParameterState:
         return grad.astype("float32")
 
     def held_master(self, param: Any) -> Any | None:
-        """The parameter's master weight, if it has one and is updated with it."""
+        """The parameter's master weight, if there is one and steps are taken with it; otherwise None."""
         return self._optimizer._master_weights.get(param.name) if self.has_master(param) else None
 
     def master_of(self, param: Any) -> Any | None:
-        """The parameter's master weight, made at need: amp.decorate may switch them on after a first step."""
+        """The parameter's master weight, made from the parameter if there is none yet; None if it is to have none.
+
+        It may be missing after the first step, since ``paddle.amp.decorate`` may switch master weights on at any time.
+        """
         master = self.held_master(param)
         if master is None and self.has_master(param):
             with paddle.no_grad():
@@ -232,10 +304,11 @@ class ParameterState:
         return master
 
     def has_master(self, param: Any) -> bool:
-        """Whether the parameter shall have a master weight."""
+        """Whether the parameter is to have a master weight: it is 16-bit, and ``multi_precision`` is on."""
         return self._optimizer._multi_precision and is_16_bit(param)
 
     def _warn_of_16_bit(self, param: Any) -> None:
+        """Warn, once for each optimizer, that a 16-bit parameter without a master weight loses small updates."""
         if self._warned_of_16_bit:
             return
         self._warned_of_16_bit = True
@@ -246,23 +319,37 @@ class ParameterState:
 
 
 def state_guard() -> Any:
-    """While a whole step is traced to a static graph, state is made in dygraph all the same."""
+    """Context in which state is made as dygraph tensors, even while a whole step is traced to a static graph."""
     return nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative()
 
 
 def _device_of(param: Any) -> str | None:
-    """Paddle would place state on the current device, whatever device the parameter is on."""
+    """Device for a parameter's state, as Paddle's ``device`` argument: "cpu", or None for the current device.
+
+    Left to itself, Paddle places the state of a parameter on the host on the current device, which may be a GPU.
+    """
     return "cpu" if isinstance(param, paddle.Tensor) and param.place.is_cpu_place() else None
 
 
 def gradient_dtypes(param: Any) -> tuple[str, ...]:
-    """The dtypes that the parameter's gradients may have; mixed precision may keep them in float32."""
+    """Names of the dtypes that a parameter's gradients may have.
+
+    Gradients of 16-bit parameters may be float32, as mixed precision keeps them in ``main_grad``.
+
+    Examples:
+        >>> gradient_dtypes(paddle.zeros([2], "bfloat16"))
+        ('bfloat16', 'float32')
+    """
     dtype = dtype_name(param.dtype)
     return (dtype, "float32") if is_16_bit(param) else (dtype,)
 
 
 def _check_gradient_dtype(param: Any, dtype: Any) -> None:
-    """Before the history takes it over: afterwards every right gradient would be refused."""
+    """Refuse a first gradient of a wrong dtype, before the history takes that dtype over and refuses every right one.
+
+    Raises:
+        ValueError: gradients of this parameter cannot have this dtype.
+    """
     allowed = gradient_dtypes(param)
     if dtype_name(dtype) not in allowed:
         raise ValueError(

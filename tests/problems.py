@@ -27,6 +27,12 @@ FULL_SHAPES = tuple(shape for shape in SHAPES if 0 not in shape)
 #: Paddle 2.6 sums no empty tensor, keeps no gradient of one, and creates no empty parameter.
 TRAINABLE = SHAPES if PIR else FULL_SHAPES
 
+#: Numbers of five batches, in the order in which they come. The count of distinct ones grows slowly, some come twice in
+#: a row, and the last is seen late; more than three passes.
+DRAWN = [2, 2, 0, 4, 4, 3, 0, 2, 1, 1, 3, 0, 4, 2, 2, 1, 0, 3]
+#: What each of these batches weighs: the last one is short.
+WEIGHTS = [16.0, 16.0, 16.0, 16.0, 9.0]
+
 
 class Quadratic:
     """Batch k has the loss sum(a_k / 2 * x^2 - c_k * x) over all parameters, and the gradients a_k * x - c_k.
@@ -178,3 +184,17 @@ def state_of(optimizer: Any, param: paddle.Tensor) -> dict[str, np.ndarray]:
 def bits(state: dict[str, np.ndarray]) -> dict[str, bytes]:
     """What two states must have in common to be the same to the last bit, NaN and the sign of zero included."""
     return {name: (str(v.dtype), v.shape, v.tobytes()) for name, v in state.items()}
+
+
+def constant(value: float, dtype: str = "float32", shape: tuple = (1,)) -> Any:
+    """A parameter whose elements all have one value."""
+    return paddle.create_parameter(list(shape), dtype, default_initializer=paddle.nn.initializer.Constant(value))
+
+
+def step_with(optimizer: Any, *grads: float) -> list[float]:
+    """One step with a constant gradient for each parameter; returns the parameters' first elements."""
+    for param, grad in zip(optimizer._parameter_list, grads):
+        param.grad = paddle.full_like(param, grad).detach()
+    optimizer.step()
+    optimizer.clear_grad(False)
+    return [param.astype("float32").flatten()[0].item() for param in optimizer._parameter_list]

@@ -134,3 +134,10 @@ def test_static_graph() -> None:
         run.run(step)
     for name, expected in zip(run.names, by_hand(5, averaged=False)[0]):
         np.testing.assert_allclose(run.array(name), expected, rtol=1e-12)
+
+
+def test_errors_name_no_option_of_the_method() -> None:
+    """A remedy that ASGD alone has is added by ASGD."""
+    param = paddle.to_tensor([1.0], stop_gradient=False)
+    with pytest.raises(TypeError, match=r"^closure: received 3 of type int, expected a function or None$"):
+        Averaging(0.1, 0.9, [param]).step(3)

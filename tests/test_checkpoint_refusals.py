@@ -8,8 +8,8 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 import pytest
-from test_checkpoint import BY_ORDER, STOP, Run, one_warning
-from test_refusals import assert_refused, table
+from refusing import assert_refused, table
+from resuming import BY_ORDER, STOP, Run, one_warning
 
 from paddle_asgd import ASGD
 
@@ -156,19 +156,6 @@ def test_no_dict(value: Any) -> None:
     assert_refused(lambda: run.optimizer.set_state_dict(value), TypeError, ["set_state_dict", type(value).__name__])
 
 
-def test_scheduler_entry_without_a_scheduler() -> None:
-    with paddle.utils.unique_name.guard():
-        straight = Run(schedule=True)
-        straight.train(range(STOP))
-    with paddle.utils.unique_name.guard():
-        resumed = Run()
-    with one_warning("'LR_Scheduler' is not used"):
-        resumed.optimizer.set_state_dict(straight.optimizer.state_dict())
-    resumed.take_parameters(straight)
-    assert resumed.content()[:2] == straight.content()[:2]
-    assert resumed.optimizer.get_lr() == 0.1
-
-
 def test_misshapen_by_order() -> None:
     """The order is trusted only as far as the shapes agree."""
     run = Run()
@@ -192,55 +179,6 @@ def test_a_warning_that_is_an_error_leaves_no_state() -> None:
     with pytest.raises(UserWarning, match="is rounded to it after every step"):
         second.set_state_dict(first.state_dict())
     assert set(second.state_dict()) == {"batch_num"}
-
-
-def test_entries_of_another_scheduler_are_told_of_before_any_write() -> None:
-    run = Run(schedule=True)
-    run.train(range(STOP))
-    state = run.copied_state()
-    state["LR_Scheduler"]["best"] = 1.0
-    run.train(range(STOP, STOP + 2))
-    before = run.content()
-    with pytest.raises(UserWarning, match="'best' are not used by ExponentialDecay"):
-        run.optimizer.set_state_dict(state)
-    assert run.content() == before
-
-
-def test_a_scheduler_within_another_is_loaded_without_a_warning() -> None:
-    """Paddle's LinearWarmup always gives one."""
-
-    def optimizer() -> ASGD:
-        inner = paddle.optimizer.lr.ExponentialDecay(0.1, 0.9)
-        return ASGD(paddle.optimizer.lr.LinearWarmup(inner, 2, 0.01, 0.1), 3, params)
-
-    params = [paddle.create_parameter([3], "float32")]
-    first, second = optimizer(), optimizer()
-    for _ in range(4):
-        first._learning_rate.step()
-    state = first.state_dict()
-    second.set_state_dict(state)
-    assert second._learning_rate.state_dict() == state["LR_Scheduler"]
-    state["LR_Scheduler"]["LinearWarmup_LR"]["last_lr"] = None
-    with pytest.raises(ValueError, match="'last_lr' of 'LinearWarmup_LR' is None"):
-        second.set_state_dict(state)
-
-
-def test_a_scheduler_that_refuses_its_entry_is_left_as_it_was() -> None:
-    """One of the user's own may raise when it has taken half of it."""
-
-    class Refusing(paddle.optimizer.lr.ExponentialDecay):
-        def set_state_dict(self, state_dict: dict) -> None:
-            super().set_state_dict(state_dict)
-            raise ValueError("refused after it was taken")
-
-    scheduler = Refusing(0.1, 0.9)
-    optimizer = ASGD(scheduler, 3, [paddle.create_parameter([3], "float32")])
-    state = optimizer.state_dict()
-    scheduler.step()
-    before = scheduler.state_dict()
-    with pytest.raises(ValueError, match="refused after it was taken"):
-        optimizer.set_state_dict(state)
-    assert scheduler.state_dict() == before != state["LR_Scheduler"]
 
 
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 2.0], "x"], ids=repr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
 import inspect
 import re
 import runpy
@@ -223,6 +224,32 @@ def test_doctest(name: str) -> None:
     results = [runner.run(test) for test in tests]
     assert sum(result.attempted for result in results) > 0
     assert sum(result.failed for result in results) == 0
+
+
+EXAMPLES = {
+    test.name: test
+    for path in SOURCES
+    for test in doctest.DocTestFinder().find(
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).replace(".__init__", ""))
+    )
+    if test.examples
+}
+
+
+def test_examples_are_found() -> None:
+    """Of functions of the ground and of a wing, of methods and of properties."""
+    wanted = ("arguments.shown", "sag.slots.clock_length", "sag.asgd.ASGD.gradient_norm", "sag.asgd.ASGD.batch_index")
+    assert {f"paddle_asgd.{name}" for name in wanted} <= EXAMPLES.keys()
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_in_a_docstring(name: str) -> None:
+    """Those of internal functions, too. They see what their module has imported."""
+    paddle.seed(7)
+    np.random.seed(7)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    assert runner.run(EXAMPLES[name], clear_globs=False).failed == 0
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -28,8 +28,8 @@ def accuracy(output: str) -> float:
 
 
 def test_all_examples_are_tested() -> None:
-    tested = {"train_digits.py", "converge_exactly.py", "ridge.py", "sag_convergence.py", "stability.py"}
-    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+    tested = {"train_digits", "converge_exactly", "linear_probe", "ridge", "sag_convergence", "stability"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
 def test_digits(tmp_path: Path) -> None:
@@ -80,6 +80,24 @@ def test_converge_exactly(tmp_path: Path) -> None:
     assert (tmp_path / "converge_exactly.png").read_bytes().startswith(PNG)
 
 
+def test_linear_probe(tmp_path: Path) -> None:
+    """ASGD ends at the minimum by loss and by gradient; no other optimizer does, whichever its learning rate."""
+    done = run("linear_probe.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^  (\w+) +([\d.]+) +(\S+) +(\S+)$", done.stdout, re.MULTILINE)
+    found = {name: (float(excess), float(norm)) for name, _, excess, norm in rows}
+    assert list(found) == ["ASGD", "SGD", "Momentum", "Adam"]
+    excess, norm = found.pop("ASGD")
+    assert abs(excess) < 1e-12
+    assert norm < 1e-6
+    assert min(excess for excess, _ in found.values()) > 1e-6
+    assert min(norm for _, norm in found.values()) > 1e-4
+    assert "SlotMismatchWarning" not in done.stderr
+    assert "950/950" in done.stderr  # the progress bar
+    assert [path.name for path in tmp_path.iterdir()] == ["linear_probe.png"]
+    assert (tmp_path / "linear_probe.png").read_bytes().startswith(PNG)
+
+
 def test_ridge(tmp_path: Path) -> None:
     """Stops at the closed form's weights, and somewhere else if the short last batch counts as much as the others."""
     done = run("ridge.py", tmp_path)
@@ -125,6 +143,8 @@ def test_sag_convergence(tmp_path: Path) -> None:
     [
         ("converge_exactly.py", "--epochs=0", "received 0, expected at least 1"),
         ("converge_exactly.py", "--output=missing/loss.png", "there is no folder missing"),
+        ("linear_probe.py", "--epochs=0", "received 0, expected at least 1"),
+        ("linear_probe.py", "--output=missing/probe.png", "there is no folder missing"),
         ("sag_convergence.py", "--seeds=0", "received 0, expected at least 1"),
         ("sag_convergence.py", "--output=missing/sag.png", "there is no folder missing"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else Paddle's own optimizers do: they serve Paddle's wrappers, change between two steps, and show what they are.
+"""What else Paddle's own optimizers do: they serve Paddle's wrappers, and show what they are.
 
 Must not test options (test_options.py, test_groups.py), nor the plain ways to a step (test_doors.py)."""
 
@@ -20,7 +20,7 @@ import paddle
 import pytest
 from problems import PIR, Network, Quadratic, bits, state_of
 from reference import Sag
-from test_refusals import assert_refused
+from refusing import assert_refused
 
 from paddle_asgd import ASGD
 
@@ -30,47 +30,6 @@ STEPS = 8
 
 def leaves() -> list[paddle.Tensor]:
     return Quadratic(3, SHAPES).parameters("float64")
-
-
-# ---- Between two steps -----------------------------------------------------------------------------------------------
-
-
-def set_clip(optimizer: ASGD, params: list) -> None:
-    optimizer._grad_clip = paddle.nn.ClipGradByValue(0.5)
-
-
-def set_subset(optimizer: ASGD, params: list) -> None:
-    optimizer._parameter_list = params[:2]
-
-
-def freeze(optimizer: ASGD, params: list) -> None:
-    params[1].stop_gradient = True
-
-
-@pytest.mark.parametrize("change", [set_clip, set_subset, freeze])
-def test_what_changes_between_two_steps_counts(change: Callable) -> None:
-    """However many steps were alike before: the same as an optimizer that takes every step anew."""
-    problem = Quadratic(3, SHAPES)
-    contents = []
-    for anew in (False, True):
-        params = leaves()
-        optimizer = ASGD(0.1, 3, params, weight_decay=0.25)
-        for step in range(STEPS):
-            problem.backward(step, params)
-            if step == 5:
-                before = [p.numpy().copy() for p in params]
-                change(optimizer, params)
-            if anew:
-                pairs = [(p, p.grad) for p in optimizer._parameter_list]
-                optimizer._apply_optimize(loss=None, startup_program=None, params_grads=pairs)
-            else:
-                optimizer.step()
-            for param in params:
-                param.clear_gradient()
-        contents.append([bits(state_of(optimizer, p)) for p in params])
-        stood = [np.array_equal(p.numpy(), b) for p, b in zip(params, before)]
-        assert any(stood) == (change is not set_clip)
-    assert contents[0] == contents[1]
 
 
 # ---- Wrappers --------------------------------------------------------------------------------------------------------
@@ -333,16 +292,3 @@ def test_repr_of_a_scheduler_and_of_a_tensor() -> None:
     assert "ExponentialDecay" in repr(ASGD(paddle.optimizer.lr.ExponentialDecay(0.1, 0.9), 3, params))
     assert "Tensor" in repr(ASGD(paddle.to_tensor([0.25]), 3, params))
     assert "\n" not in repr(ASGD(paddle.to_tensor([0.25]), 3, params, weight_decay=paddle.to_tensor([0.5])))
-
-
-def test_warning_of_16_bits_comes_once_and_points_to_the_caller() -> None:
-    param = paddle.create_parameter([5], "float16", default_initializer=paddle.nn.initializer.Constant(1.0))
-    optimizer = ASGD(0.1, 3, [param])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(3):
-            param.grad = paddle.ones([5], "float16")
-            optimizer.step()
-    (warning,) = caught
-    assert all(piece in str(warning.message) for piece in (param.name, "float16", "multi_precision=True"))
-    assert warning.filename == __file__

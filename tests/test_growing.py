@@ -8,12 +8,11 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 import pytest
-from problems import Quadratic, bits, state_of
-from test_refusals import assert_refused, computed, content, named
+from problems import Quadratic
+from refusing import assert_refused, computed, content, named
 from trial import Trial
 
 from paddle_asgd import ASGD
-from paddle_asgd.free_memory import free_memory
 
 SHAPES = [[257], [3, 2], [5]]
 
@@ -191,13 +190,6 @@ def test_a_parameter_of_another_group_is_refused() -> None:
     assert content(params) != before
 
 
-def test_memory_is_checked() -> None:
-    small, large = named("small", [4]), named("large", [1024, 1024])
-    slots = int(free_memory() * 1.05) // (4 * 1024 * 1024)
-    optimizer = ASGD(0.1, slots, [small])
-    assert_refused(lambda: optimizer.add_param_group({"params": [large]}), ValueError, ["batch_num", "GiB"])
-
-
 def test_after_a_wrapper_has_divided_the_parameters() -> None:
     params = [named("first", [5]), named("second", [3])]
     for given in (params[:1], [{"params": params[:1]}]):
@@ -222,22 +214,3 @@ def test_static_graphs() -> None:
         everything = ASGD(0.1, 3)
         with pytest.raises(ValueError, match="parameters=None"):
             everything.add_param_group({"params": params[2:]})
-
-
-def test_state_made_before_the_first_step() -> None:
-    """A template for those who load into it; it changes no number."""
-    problem, states = Quadratic(3, SHAPES), []
-    for early in (False, True):
-        params = problem.parameters()
-        optimizer = ASGD(0.1, 3, params)
-        if early:
-            optimizer._create_accumulators(None, params)
-            assert sum(value.size > 0 for value in optimizer.state_dict().values() if hasattr(value, "size")) >= 9
-            names = set(optimizer.state_dict())
-        for step in range(5):
-            problem.backward(step, params)
-            optimizer.step()
-            optimizer.clear_grad()
-        states.append([bits(state_of(optimizer, p)) for p in params])
-    assert states[0] == states[1]
-    assert set(optimizer.state_dict()) == names

@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of docs/design.md about who may import whom, and who may use Paddle's private attributes."""
+"""The rules of docs/design.md: who may import whom, who may use Paddle's private attributes, and that each source file
+has a test file of its name."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "paddle_asgd"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "paddle_asgd"
 FILES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sorted(PACKAGE.rglob("*.py"))}
 #: Private attributes of paddle.optimizer.Optimizer that this package uses.
 PADDLES = (
     *("_accumulators", "_master_weights", "_add_accumulator", "_create_master_weight", "_auxiliary_vars"),
     *("_get_auxiliary_var", "_set_auxiliary_var", "_global_learning_rate", "_declarative_step", "_grad_clip"),
 )
+#: Source files without a test file of their own, and why.
+UNTESTED_BY_NAME = {
+    "__init__": "holds the public names alone, which test_docs.py compares with a list",
+    "averages/__init__": "must not hold code",
+    "sag/__init__": "must not hold code",
+}
 
 
 def imported(name: str) -> Iterator[str]:
@@ -34,6 +43,17 @@ def imported(name: str) -> Iterator[str]:
 
 
 GRAPH = {name: set(imported(name)) for name in FILES}
+
+
+def absolute_imports(path: Path) -> set[str]:
+    """The modules that a file imports by their whole names, and the names that it takes from them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
 def test_imports_are_found() -> None:
@@ -62,6 +82,22 @@ def test_ground_and_wings(name: str) -> None:
     wings = {other.split("/")[0] for other in GRAPH[name] if "/" in other}
     own = {name.split("/")[0]} if "/" in name else set()
     assert wings <= own
+
+
+def test_who_imports_tests_and_benchmarks() -> None:
+    """Tests must run without the benchmarks. Benchmarks take from the tests what both need, and nothing that judges."""
+    users = {folder: [*(ROOT / folder).rglob("*.py")] for folder in ("paddle_asgd", "examples", "tests", "benchmarks")}
+    needed = ("tests.gpu.build", "tests.least_squares.")
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for folder, paths in users.items()
+        for path in paths
+        for name in absolute_imports(path)
+        if (name.startswith("benchmarks") and folder != "benchmarks")
+        or (name.startswith("tests") and not (folder == "benchmarks" and name.startswith(needed)))
+    ]
+    assert all(users.values())
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -94,3 +130,26 @@ def test_private_attributes_of_another_file() -> None:
     owners = ("optimizer._", "state._", "inputs._", "watch._", "index._")
     ours = [use for use in uses if any(owner in use for owner in owners) and "state: self._optimizer." not in use]
     assert len(ours) <= 10, ours
+
+
+def file_that_tests(name: str) -> Path:
+    """The file that tests a source file: ``test_callback.py``, or ``test_sag_callback.py`` where wings share a name."""
+    folder = Path(__file__).parent
+    wing, _, stem = name.rpartition("/")
+    longer = folder / f"test_{wing}_{stem}.py"
+    return longer if wing and longer.exists() else folder / f"test_{stem}.py"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in UNTESTED_BY_NAME])
+def test_every_source_file_has_a_test_file(name: str) -> None:
+    """One of its own: two sources of the same name in two wings have two test files."""
+    path = file_that_tests(name)
+    assert path.exists(), f"paddle_asgd/{name}.py has no tests/{path.name}"
+    assert re.search(r"^def test_", path.read_text(), re.MULTILINE)
+    others = [other for other in FILES if other not in UNTESTED_BY_NAME and file_that_tests(other) == path]
+    assert others == [name]
+
+
+def test_exceptions_from_the_mirror_are_needed() -> None:
+    assert UNTESTED_BY_NAME.keys() <= FILES.keys()
+    assert [name for name in UNTESTED_BY_NAME if file_that_tests(name).exists()] == []

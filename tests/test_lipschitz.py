@@ -16,13 +16,11 @@ import pytest
 from paddle.regularizer import L1Decay, L2Decay
 from problems import VERSION, Quadratic, bits, state_of, term
 from reference import Sag
+from refusing import INF, NAN, table
 from test_half_precision import parameter, rounded, widened
-from test_refusals import table
 
 from paddle_asgd import ASGD
 from paddle_asgd.sag.lipschitz import LipschitzSearch
-
-NAN, INF = float("nan"), float("inf")
 
 
 class Quadratics(Quadratic):

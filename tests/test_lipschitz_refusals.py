@@ -8,8 +8,8 @@ from typing import Any, Callable
 
 import paddle
 import pytest
-from test_lipschitz import INF, NAN, Run
-from test_refusals import assert_refused, table
+from refusing import INF, NAN, assert_refused, table
+from test_lipschitz import Run
 
 from paddle_asgd import ASGD
 from paddle_asgd.sag.lipschitz import LipschitzSearch

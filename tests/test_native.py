@@ -16,7 +16,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 import pytest
-from test_refusals import assert_refused, content, table
+from refusing import assert_refused, content, table
 
 from paddle_asgd import native
 from paddle_asgd.native import asgd_update

@@ -9,7 +9,10 @@ import numpy as np
 import paddle
 import pytest
 from problems import FULL_SHAPES, Quadratic
+from refusing import INF, NAN, assert_refused, content
 from trial import Trial
+
+from paddle_asgd import ASGD
 
 
 def changed_in_place(tensor: paddle.Tensor) -> Callable[[int], float]:
@@ -177,3 +180,18 @@ def test_a_frozen_parameter_is_not_in_the_global_norm() -> None:
         trial.params[3].stop_gradient = False
         trial.optimizer.clear_grad()
         trial.follow([*clipped_by_global_norm(trial.gradients()[:3], []), None])
+
+
+@pytest.mark.parametrize("multiplier", [-1.0, NAN, INF, "x", None], ids=repr)
+def test_learning_rate_of_a_parameter(multiplier: Any) -> None:
+    """ParamAttr takes anything; the optimizer must not."""
+    param = paddle.create_parameter([5], "float32", name="first")
+    param.optimize_attr = {"learning_rate": multiplier}
+    before = content([param])
+
+    def train() -> None:
+        optimizer = ASGD(0.1, 3, [param])
+        optimizer.apply_gradients([(param, paddle.ones([5]))])
+
+    assert_refused(train, (TypeError, ValueError), ["learning_rate", "'first'", repr(multiplier)])
+    assert content([param]) == before

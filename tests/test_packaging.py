@@ -56,8 +56,9 @@ def test_sdist_can_be_built_from(packed: Packed) -> None:
 
 
 def test_sdist_can_be_tested_from(packed: Packed) -> None:
-    assert in_repository("tests/*.py", "tests/**/*.cc", "examples/*.py", "README.md") <= packed.sdist
-    others = in_repository(*(f"tests/**/*.{kind}" for kind in ("h", "cu", "json")))
+    assert in_repository("tests/**/*.py", "tests/**/*.cc", "examples/*.py", "README.md") <= packed.sdist
+    kinds = (f"{folder}/**/*.{kind}" for folder in ("tests", "benchmarks") for kind in ("h", "cu", "json"))
+    others = in_repository(*kinds)
     assert any(name.endswith(".json") for name in others)
     assert others | in_repository("benchmarks/**/*.py", "Makefile") <= packed.sdist
 

@@ -13,8 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from benchmarks.gpu.build import kernels, launches_on_host, list_of_setup
+from gpu.build import WARNINGS, kernels, launches_on_host, list_of_setup
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -74,7 +73,7 @@ class Workshop:
     def _make(self, product: str, inputs: list[Path], flags: tuple[str, ...]) -> Path:
         target = self.folder / product
         if not target.exists():
-            flags = (*list_of_setup("CXX_FLAGS"), *flags, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+            flags = (*list_of_setup("CXX_FLAGS"), *flags, *WARNINGS)
             include = [f"-I{folder}" for folder in (CSRC, NATIVE, NATIVE / "cuda_on_host")]
             call(GXX, *flags, *include, *inputs, "-o", target)
         return target

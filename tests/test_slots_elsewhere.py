@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""batch_index, batch_weights, theta and the norm in static graphs and in checkpoints. In dygraph: test_slots.py."""
+"""batch_index, batch_weights and theta in static graphs and in checkpoints. In dygraph: test_slots.py."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from problems import Quadratic, StaticRun, bits, state_of
+from problems import DRAWN, WEIGHTS, Quadratic, StaticRun, bits, state_of
 from reference import Sag
-from test_slots import DRAWN, METHODS, WEIGHTS
+from test_slots import METHODS
 from trial import Trial
 
 from paddle_asgd import ASGD
@@ -52,19 +50,6 @@ def test_static_follows_the_formula(dtype: str, options: dict) -> None:
     with paddle.static.scope_guard(run.scope):
         tolerance = 1e-13 if dtype == "float64" else 1e-6
         assert run.built.gradient_norm() == pytest.approx(sag.gradient_norm(), rel=tolerance)
-
-
-@pytest.mark.usefixtures("static_mode")
-def test_static_weights_without_an_index() -> None:
-    problem = Quadratic(batches=5)
-    build = ASGD(0.1, 5, weight_decay=0.1, batch_weights=WEIGHTS)
-    run = StaticRun(problem, lambda loss, params: build.minimize(loss), "float64")
-    sag = Sag(problem.start, 5, 0.1, WEIGHTS)
-    for step in range(12):
-        run.run(step)
-        sag.step(problem.gradients(step, sag.x), 0.1)
-        for p, name in enumerate(run.names):
-            sag.check(p, run.state(name), 1e-13)
 
 
 @pytest.mark.usefixtures("static_mode")
@@ -121,17 +106,6 @@ def test_static_index_after_minimize() -> None:
     run.run(0, **feed(0))
 
 
-@pytest.mark.usefixtures("static_mode")
-def test_static_theta_of_the_step_is_refused() -> None:
-    def build(loss: Any, params: list) -> None:
-        with pytest.raises(
-            TypeError, match="theta: received a callable, expected a number: in a static graph no Python"
-        ):
-            ASGD(0.1, 5, theta=lambda step: 1.0).minimize(loss)
-
-    StaticRun(Quadratic(batches=5), build)
-
-
 # ---- Checkpoints ----------------------------------------------------------------------------------------------------
 
 
@@ -162,42 +136,6 @@ def test_resume_is_exact(tmp_path: Path, stop: int, return_numpy: bool) -> None:
         trial.step(index=index)
     for left, right in zip(whole.params, trial.params):
         assert bits(state_of(whole.optimizer, left)) == bits(state_of(trial.optimizer, right))
-
-
-def test_cyclic_state_goes_on_with_an_index(tmp_path: Path) -> None:
-    """Whether the index came before the checkpoint or comes after it."""
-    for before in (True, False):
-        trial = Trial(n=5)
-        for _ in range(3):
-            trial.step()
-        state = trial.optimizer.state_dict()
-        trial.optimizer = ASGD(0.1, 5, trial.params, weight_decay=0.1)
-        if before:
-            trial.optimizer.batch_index = 4
-        trial.optimizer.set_state_dict(state)
-        for index in DRAWN:
-            trial.step(index=index)
-
-
-def test_indexed_state_into_an_optimizer_that_has_steps() -> None:
-    """Its clocks have another shape and are replaced."""
-    trial, other = Trial(n=5), Trial(n=5)
-    for index in DRAWN[:4]:
-        trial.step(index=index)
-    for _ in range(2):
-        other.step()
-    for source, target in zip(trial.params, other.params):
-        target.set_value(source)
-    state = {re.sub(r"^\w+_(\d+)", r"\g<0>", key): value for key, value in trial.optimizer.state_dict().items()}
-    names = dict(zip((p.name for p in trial.params), (p.name for p in other.params)))
-    state = {
-        next((key.replace(a, b, 1) for a, b in names.items() if key.startswith(f"{a}_")), key): v
-        for key, v in state.items()
-    }
-    other.optimizer.set_state_dict(state)
-    other.sag = trial.sag
-    for index in DRAWN[4:]:
-        other.step(index=index)
 
 
 @pytest.mark.parametrize(
@@ -240,62 +178,3 @@ def test_other_weights_are_refused(saved: Any, own: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         optimizer.set_state_dict(trial.optimizer.state_dict())
     optimizer.step()  # without an index: nothing has been loaded
-
-
-def test_a_load_that_fails_late_leaves_the_cycle() -> None:
-    """After the checkpoint's clocks were found to know the slots."""
-    trial = Trial(n=5)
-    trial.step(index=2)
-    state = trial.optimizer.state_dict()
-    sum_of_last = [key for key in state if "_d_" in key][-1]
-    fresh = ASGD(0.1, 5, trial.params)
-    with pytest.raises(ValueError, match="entry 'd' of parameter"):
-        fresh.set_state_dict({**state, sum_of_last: paddle.zeros([7])})
-    fresh.step()
-
-
-def test_a_clock_of_another_dtype_is_refused() -> None:
-    trial = Trial(n=5)
-    trial.step()
-    state = {k: v.astype("float32") if "_m_" in k else v for k, v in trial.optimizer.state_dict().items()}
-    fresh = ASGD(0.1, 5, trial.params)
-    fresh.batch_index = 3
-    with pytest.raises(ValueError, match="entry 'm' of parameter"):
-        fresh.set_state_dict(state)
-
-
-def test_names_of_state_stay() -> None:
-    """An index that begins in the middle puts other tensors in the clocks' place."""
-    trial = Trial(n=5, theta=0.3)
-    trial.step()
-    before = list(trial.optimizer.state_dict())
-    trial.step(index=3)
-    assert list(trial.optimizer.state_dict()) == before
-    assert "theta_step" not in before
-
-
-@pytest.mark.usefixtures("static_mode")
-def test_static_gradient_norm_before_and_with_a_variable() -> None:
-    def build(loss: Any, params: list) -> Any:
-        decay = paddle.full([1], 0.1, "float32")
-        optimizers = [ASGD(0.1, 5), ASGD(0.1, 5, weight_decay=decay)]
-        optimizers[0].minimize(loss)
-        optimizers[1].apply_gradients([(params[0], paddle.ones(params[0].shape, "float32"))])
-        return optimizers
-
-    run = StaticRun(Quadratic(batches=5), build)
-    with paddle.static.scope_guard(run.scope):
-        assert run.built[0].gradient_norm() == math.inf
-        run.run(0)
-        assert 0 < run.built[0].gradient_norm() < math.inf
-        with pytest.raises(TypeError, match="gradient_norm: received a variable of the graph as weight_decay"):
-            run.built[1].gradient_norm()
-
-
-@pytest.mark.parametrize("step", [-1, 1.5, True, "3"])
-def test_damaged_theta_step_is_refused(step: Any) -> None:
-    trial = Trial(n=3, theta=lambda step: 1.0)
-    trial.sag.theta = 1.0
-    trial.step()
-    with pytest.raises(ValueError, match="'theta_step': received"):
-        trial.optimizer.set_state_dict({**trial.optimizer.state_dict(), "theta_step": step})

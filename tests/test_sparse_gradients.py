@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 import pytest
 from problems import ON_GPU, PIR, bits, state_of
-from test_refusals import assert_refused
+from refusing import assert_refused
 
 from paddle_asgd import ASGD, native
 

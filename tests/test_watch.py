@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
+from least_squares import train
 from problems import Quadratic, StaticRun, bits, state_of
 from trial import Trial
 
-from benchmarks.false_alarms import train
 from paddle_asgd import ASGD, FixedBatchSampler, SlotMismatchWarning
 from paddle_asgd.sag.slots import BatchIndex
 from paddle_asgd.sag.watch import ENTRIES, PASSES_KEPT, WATCH_SIZE, Watch

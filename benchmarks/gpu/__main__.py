@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds, checks and times the CUDA kernel in one go: ``python -m benchmarks.gpu --out DIR``. Needs no Paddle.
+"""Builds, checks and times the CUDA kernels in one go: ``python -m benchmarks.gpu --out DIR``. Needs no Paddle.
 
-Must not hold what is run (stages.py) nor how a report looks (report.py).
+Must not hold how programs are built (tests/gpu/build.py), what is run (stages.py) nor how a report looks (report.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import build, facts, report, stages
+from tests.gpu import build
+
+from . import facts, report, stages
 
 
 def arguments() -> argparse.Namespace:
@@ -23,7 +25,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--host", action="store_true", help="without a GPU: try the programs on the host")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="bits, graph, measure, torch, large, memcheck, ...")
     parser.add_argument("--arch", default="sm_90", help="what nvcc compiles for (sm_90)")
-    parser.add_argument("--csrc", type=Path, metavar="DIR", help="the kernels of another folder, to compare two")
+    parser.add_argument(
+        "--csrc", type=Path, metavar="DIR", help="kernels of another folder, in files of the same names"
+    )
     parser.add_argument("--limit", type=float, default=530, help="start no stage that might end later (530 s)")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="report from this file, run nothing")
     parser.add_argument("--known", action="store_true", help="registers and occupancy, for which nvcc is enough")
@@ -44,7 +48,10 @@ def run(out: Path, host: bool, only: list[str] | None, arch: str, limit: float) 
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
     folder = folder.resolve()
-    built = build.for_host(folder) if host else build.for_cuda(folder, arch)
+    if host:
+        built = build.for_host(folder, stages.PROGRAMS)
+    else:
+        built = build.for_cuda(folder, stages.PROGRAMS, [stages.LIBRARY], arch)
     if not host:
         results["kernels"] = facts.kernels(build.resources(folder, arch))
         results["symbols"] = build.undefined_symbols(folder)

@@ -15,9 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import cases
-from .build import ROOT, Built
+from tests.gpu import build
 
+from .. import cases
+
+NATIVE = Path(__file__).resolve().parent / "native"
+#: The checks of tests/gpu come with the timings, so that whoever times a kernel knows that it is right.
+PROGRAMS = (*build.CHECKS, NATIVE / "measure.cu")
+#: For ``torch_side``, which calls it.
+LIBRARY = NATIVE / "library.cu"
 BILLION = 1 << 30
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 #: Name, dtype and n of what is timed; a name that is a number is one tensor of so many elements.
@@ -67,7 +73,7 @@ def write_cases(path: Path, chosen: list[tuple[str, str, int]], samples: int) ->
     path.write_text("\n".join(lines) + "\n")
 
 
-def of(built: Built) -> Iterator[Stage]:
+def of(built: build.Built) -> Iterator[Stage]:
     """All stages: bits first, then times, then what may take long."""
     real = built.kind == "cuda"
     listed = built.folder / "cases.txt"
@@ -75,7 +81,7 @@ def of(built: Built) -> Iterator[Stage]:
     bits = str(built.program("check_bits"))
     torch_side = [sys.executable, "-m", "benchmarks.gpu.torch_side", "--device", "cuda" if real else "cpu"]
     torch_side += ["--samples", "15" if real else "2", "--case", *(BESIDE_TORCH if real else ["1000x64/float32/2"])]
-    torch_side += ["--library", str(built.library)] if real else []
+    torch_side += ["--library", str(built.library(LIBRARY.stem))] if real else []
     yield Stage("bits", [bits] if real else [bits, "quick"], 90)
     yield Stage("graph", [str(built.program("check_graph"))], 60)
     yield Stage("measure", [str(built.program("measure")), str(listed)], 120)
@@ -105,7 +111,7 @@ def perform(stage: Stage, log: Path) -> Done:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:
         # A session of its own, to be ended with all that it started: a checker's program would hold the pipe open.
-        process = subprocess.Popen(stage.command, cwd=ROOT, start_new_session=True, **pipes)
+        process = subprocess.Popen(stage.command, cwd=build.ROOT, start_new_session=True, **pipes)
     except OSError as error:
         output = str(error).encode()
     else:

@@ -134,7 +134,7 @@ def time_case(model: str, dtype: str, n: int, samples: int, device: str) -> list
 
 
 def our_step(library: Path, params: list[torch.Tensor], n: int, watch: bool) -> Step:
-    """Our kernel on torch's tensors, through the library that build.py makes."""
+    """Our kernel on torch's tensors, through the library that native/library.cu becomes."""
     take_step = ctypes.CDLL(str(library)).take_step
     take_step.restype = ctypes.c_char_p
     device, count = params[0].device, len(params)

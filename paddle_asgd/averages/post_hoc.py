@@ -16,6 +16,7 @@ import paddle
 from paddle.distributed import get_rank
 from paddle.optimizer import Optimizer
 
+from .. import native
 from ..arguments import check_int, dtype_name, refuse_state, shown
 from ..entries import entry_value
 from .averaged_model import AveragedModel
@@ -177,7 +178,7 @@ class PostHocEMA:
     def _in_model(self, values: dict[str, np.ndarray]) -> dict[str, Any]:
         """Tensors in the dtypes of the model, under all its names; those of one parameter are one."""
         made: dict[int, Any] = {}
-        found = {}
+        found, targets, sources = {}, [], []
         for name, tensor in named_tensors(self._model).items():
             if id(tensor) not in made:
                 if name not in values or list(values[name].shape) != list(tensor.shape):
@@ -185,8 +186,11 @@ class PostHocEMA:
                         f"folder: received snapshots in which {name!r} is {_shape_of(values, name)}, expected "
                         f"{list(tensor.shape)}, as in the model"
                     )
-                made[id(tensor)] = paddle.to_tensor(values[name], place=tensor.place).astype(tensor.dtype)
+                made[id(tensor)] = tensor.detach().clone()
+                targets.append(made[id(tensor)])
+                sources.append(paddle.to_tensor(values[name], place=tensor.place))
             found[name] = made[id(tensor)]
+        native.average_swap([], [], targets, sources)
         return found
 
     def state_dict(self) -> dict[str, Any]:

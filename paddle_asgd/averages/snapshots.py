@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,15 +53,16 @@ class SnapshotFolder:
         arrays = {_AVERAGED + name: self._narrowed(name, value) for name, value in averaged.items()}
         arrays.update({_COPIED + name: value for name, value in copied.items()})
         self.path.mkdir(parents=True, exist_ok=True)
-        number, temporary = tempfile.mkstemp(prefix=f".{snapshot.file_name}-", dir=self.path)
+        # Not from tempfile, whose files nobody else may read.
+        temporary = self.path / f".{snapshot.file_name}-{os.getpid()}"
         try:
-            with os.fdopen(number, "wb") as file:
+            with open(temporary, "wb") as file:
                 np.savez(file, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path / snapshot.file_name)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     def _narrowed(self, name: str, value: np.ndarray) -> np.ndarray:
@@ -78,9 +79,10 @@ class SnapshotFolder:
         """What ``write`` was given, the averaged numbers as they were narrowed."""
         path = self.path / snapshot.file_name
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, for NumPy leaves a file open that it cannot read.
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"folder: received {shown(str(path))}, expected a snapshot: {error}") from error
         return tuple(
             {name[len(kind) :]: value for name, value in arrays.items() if name.startswith(kind)}

@@ -38,25 +38,26 @@ class ASGD(FusedOptimizer):
         x &\leftarrow x - \text{learning\_rate}
             \left( \frac{d}{\text{seen}} + \text{weight\_decay} \cdot x \right)
 
-    with :math:`d = y_i = m = 0` at first, :math:`n` = ``batch_num``, and ``seen`` the number of distinct slots that
-    hold a gradient, which is :math:`\min(m, n)` while they take turns. Slot :math:`i` must hold the last gradient of
-    batch :math:`i`: either the same batches come in the same order in every pass, or ``optimizer.batch_index = i`` says
-    before every step which batch it is. This is not Polyak averaging, the method of ``torch.optim.ASGD``.
+    where :math:`d = y_i = m = 0` initially, :math:`n` = ``batch_num``, and ``seen`` is the number of distinct slots
+    that hold a gradient, which is :math:`\min(m, n)` while they take turns. Slot :math:`i` must hold the last gradient
+    of batch :math:`i`: either the same batches come in the same order in every pass, or ``optimizer.batch_index = i``
+    says before every step which batch comes. This is not Polyak averaging, the method of ``torch.optim.ASGD``.
 
     Args:
-        learning_rate: a number of at least 0, an ``LRScheduler``, or a tensor of one float32 or float64, which is read
-            at every step. With ``theta=0.3`` and a ``FixedBatchSampler`` of ``order="reshuffle"``, take SGD's. Without
-            theta, ``learning_rate * batch_num`` times the largest curvature of the loss must stay below 5.4 there, and
-            below pi^2 / 2 = 4.93 where batches come in the same order always.
-        batch_num: the number of batches in a pass, a positive int. The history takes as many copies of the parameters.
+        learning_rate: a number of at least 0, an ``LRScheduler``, or a tensor of one float32 or float64, which every
+            step reads. With ``theta=0.3`` and a ``FixedBatchSampler`` of ``order="reshuffle"``, use the learning rate
+            of SGD. Without theta, ``learning_rate * batch_num`` times the largest curvature of the loss must stay below
+            5.4 in that order, and below pi^2 / 2 = 4.93 if the batches always come in the same order.
+        batch_num: the number of batches in a pass, a positive int. The history takes the memory of as many copies of
+            the parameters.
         parameters: a list of tensors (float16, bfloat16, float32, float64), or of groups: dicts with ``params`` and,
             for this group, ``weight_decay``, ``grad_clip`` and ``learning_rate`` (a multiplier of the optimizer's). In
             static graphs None stands for all trainable parameters.
-        weight_decay: a number of at least 0 or a tensor of one element: decays from the present parameter, outside of
+        weight_decay: a number of at least 0 or a tensor of one element. It multiplies the present parameter, outside
             the history, as in the formula. A regularizer (``L2Decay``, ``L1Decay``) is added to the gradient instead
             and enters the history. A parameter's own regularizer wins over both.
-        grad_clip: ``paddle.nn.ClipGradByGlobalNorm``, ``ClipGradByNorm`` or ``ClipGradByValue``; acts on the gradient
-            before all else. One global norm spans all groups without a clip of their own.
+        grad_clip: ``paddle.nn.ClipGradByGlobalNorm``, ``ClipGradByNorm`` or ``ClipGradByValue``. It is applied to the
+            gradient before weight decay. One global norm spans all groups without a clip of their own.
         multi_precision: keep float32 master weights for float16 and bfloat16 parameters.
         name: a prefix for the names of the state.
         batch_weights: for batches of unequal size, ``batch_num`` positive numbers proportional to the sizes, such as
@@ -65,14 +66,14 @@ class ASGD(FusedOptimizer):
         theta: how much of the change of a gradient enters the direction, ``theta * (g - y_i) + d_old / seen``. None
             is SAG, ``1 / seen``; 1 is SAGA. 0.3 is recommended: it removes the limit that a reshuffled order sets to
             the learning rate, and raises that of a fixed order two- to threefold. A number of at least 0, or, in
-            dygraph, a callable that returns one. It is given the number of steps before this one, which includes those
-            that an Inf kept from being taken.
+            dygraph, a callable that returns one. It is called with the number of steps before this one, including
+            those that were skipped because of an Inf.
         watch: sample whether the stored gradients fit their batches, and warn (``SlotMismatchWarning``) if in most
             of the last eight passes they do not and the gradients' spread has stopped falling. Of several groups with
-            options of their own, the largest is sampled. A ``batch_num`` that is a multiple of the right one is never
-            noticed. Costs up to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None is True in dygraph. In
-            static graphs it is True only if a ``batch_index`` is used, because it adds a variable, which
-            ``paddle.static.load`` does not find in files of Paddle's own optimizer.
+            options of their own, only the largest is sampled. A ``batch_num`` that is a multiple of the right one goes
+            unnoticed. This costs up to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None means True in
+            dygraph. In static graphs it means True only if a ``batch_index`` is used, because the watch adds a
+            variable, which ``paddle.static.load`` does not find in files of Paddle's own optimizer.
 
     Raises:
         TypeError: an argument is of the wrong type, or a parameter is not real floating point.
@@ -98,6 +99,7 @@ class ASGD(FusedOptimizer):
     """
 
     _unsaved = (WATCH,)
+    _closure_remedy = "the number of a batch goes into optimizer.batch_index"
 
     def __init__(
         self,
@@ -135,21 +137,31 @@ class ASGD(FusedOptimizer):
 
     @property
     def theta(self) -> float | Callable[[int], float] | None:
-        """What was passed as ``theta``."""
+        """The ``theta`` that was passed: None, a number or a callable."""
         return self._inputs.given_theta
 
     @property
     def batch_index(self) -> int | Any | None:
         """The slot of the next step's batch, an int or a tensor of one int64; None if it has not been set.
 
-        A step takes it: once it has been used, every step needs one. In static graphs set it to a fed variable before
-        ``minimize``. Never set, the slots take turns. Set it on this optimizer: a wrapper would keep it to itself.
+        A step uses it up: once an index has been used, every step needs one. In static graphs set it to a fed variable
+        before ``minimize``. If it is never set, the slots take turns. Set it on this optimizer, since a wrapper would
+        keep the attribute to itself (``set_batch_index``).
 
         Raises:
-            TypeError: what is set is neither an int nor a tensor of one int64.
-            ValueError: it is out of range, or a step is without one although an earlier one had one. A tensor on a GPU
-                is checked there: its step changes nothing, and the error comes behind a later step of the next pass,
-                in static graphs from ``variance_ratio``.
+            TypeError: the value set is neither an int nor a tensor of one int64.
+            ValueError: it is out of range, or a step has no index although an earlier one had. An index in a tensor on
+                a GPU is checked there: such a step changes nothing, and the error follows a later step of the next
+                pass, or in static graphs the next reading of ``variance_ratio``.
+
+        Examples:
+            >>> weight = paddle.create_parameter([4], "float32")
+            >>> optimizer = ASGD(0.1, 3, [weight])
+            >>> optimizer.batch_index = 2
+            >>> weight.sum().backward()
+            >>> optimizer.step()
+            >>> optimizer.batch_index is None
+            True
         """
         return self._inputs.index.next
 
@@ -158,13 +170,17 @@ class ASGD(FusedOptimizer):
         self._inputs.give_index(value, self._state, self._parameter_list)
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
-        """Clear the gradients of all parameters: to zeros, or with ``set_to_zero=False`` to none."""
-        # Not super(), which the tracer of full_graph=True cannot transcribe.
+        """Clear the gradients of all parameters: set them to zero, or remove them with ``set_to_zero=False``."""
+        # The tracer of full_graph=True cannot transcribe super().
         FusedOptimizer.clear_grad(self, set_to_zero)
-        self._inputs.index.mixed = None  # gone with the gradients
+        self._inputs.index.mixed = None  # the mixture has gone with the gradients
 
     def set_batch_index(self, value: int | Any) -> None:
-        """Set ``batch_index``. Wrappers such as fleet's forward a method, and keep an attribute to themselves."""
+        """Set ``batch_index`` through a wrapper such as fleet's, which forwards methods and keeps attributes to itself.
+
+        Args:
+            value: an int or a tensor of one int64.
+        """
         self.batch_index = value
 
     def _check_parameters(self, parameters: list) -> None:
@@ -185,7 +201,7 @@ class ASGD(FusedOptimizer):
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
     ) -> Callable[[], None]:
         inputs = self._inputs
-        # A step of several calls would count several times.
+        # Only one call of a step gets it, or the watch would count the step several times.
         watch = inputs.watch_of(bucket, self._state) if leads else None
         return native.asgd_call(
             *(bucket.params, bucket.grads, *bucket.state, bucket.masters, *rates, found_inf, check_only),
@@ -198,9 +214,9 @@ class ASGD(FusedOptimizer):
     def variance_ratio(self) -> float | None:
         """``sum |g - y_i|^2 / sum |g - d / seen|^2`` over the last whole pass, sampled; None if there is none yet.
 
-        Towards 0 the stored gradients are right, about 2 they have nothing to do with their batches. Reading it waits
-        for the device. In static graphs the warning, too, comes from here: each reading judges the last nine passes.
-        A ``batch_num`` that is a multiple of the right one gives 0 as well.
+        Near 0 the stored gradients are right; near 2 they have nothing to do with their batches. A ``batch_num`` that
+        is a multiple of the right one gives 0 as well. Reading it waits for the device. In static graphs each reading
+        also judges the last nine passes, and the warning comes from here.
 
         Source: A. Defazio, L. Bottou, "On the Ineffectiveness of Variance Reduced Optimization for Deep Learning",
         NeurIPS 2019.
@@ -215,7 +231,23 @@ class ASGD(FusedOptimizer):
         """The norm of ``d / seen + weight_decay * x`` over all parameters that are trained.
 
         This is the paper's stopping rule. It tends to the norm of the whole objective's gradient as the steps become
-        small, and costs no gradient. Inf before the first step. Reading it waits for the device.
+        small, and costs no gradient. It is inf before the first step. Reading it waits for the device.
+
+        Returns:
+            A float, in units of the loss over those of a parameter.
+
+        Raises:
+            TypeError: in a static graph, the weight decay is a variable, which has a value only while the graph runs.
+
+        Examples:
+            >>> weight = paddle.create_parameter([4], "float32")
+            >>> optimizer = ASGD(0.1, 3, [weight])
+            >>> optimizer.gradient_norm()
+            inf
+            >>> (3 * weight).sum().backward()
+            >>> optimizer.step()
+            >>> optimizer.gradient_norm()
+            6.0
 
         Source: Schmidt, Le Roux and Bach, section 4 ("Stopping criterion").
         """
@@ -231,11 +263,11 @@ class ASGD(FusedOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """All state by Paddle's names, and ``batch_num``, as tensors. Where they are used, there are also the
-        ``batch_weights``, of mean 1, with which ``d`` was summed, and the ``theta_step`` of a ``theta`` that depends on
-        the step.
+        ``batch_weights``, of mean 1, with which ``d`` was summed, and the ``theta_step``, the number of steps on which
+        a callable ``theta`` depends.
 
-        The tensors are the optimizer's own and change with its next step: save them, or copy them, before. Paddle's own
-        optimizer loads it unless a ``batch_index`` was used.
+        The tensors are the optimizer's own and change with its next step: save or copy them before that. Paddle's own
+        optimizer loads them unless a ``batch_index`` was used.
         """
         leave_trace()
         return {**super().state_dict(), **self._inputs.collect()}
@@ -243,13 +275,19 @@ class ASGD(FusedOptimizer):
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this or of Paddle's own optimizer gave, by copying; all of it, or nothing.
 
-        That holds for an interrupt, too: one that comes while tensors are copied takes effect after the last of them.
+        An interrupt cannot divide it either: one that comes while tensors are copied takes effect after the last of
+        them.
 
-        State of a fixed cycle may be loaded where batches have an index, and the other way round: the loading optimizer
-        then needs a ``batch_index``, too. ``batch_weights`` must be the same.
+        State of a fixed cycle may be loaded where batches have an index, and the other way round: in both cases the
+        loading optimizer then needs a ``batch_index``. The ``batch_weights`` must be the same.
+
+        Args:
+            state_dict: entries by name, tensors or arrays. They stay the caller's.
 
         Raises:
+            TypeError: ``state_dict`` is not a dict.
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
+            RuntimeError: Paddle is in static graph mode.
         """
         leave_trace()
         inputs, rest, step = self._inputs, state_dict, 0

@@ -14,11 +14,31 @@ from paddle.io import BatchSampler, DataLoader, IterableDataset
 
 from ..arguments import check_int, refuse_state, shown
 
+#: The orders in which batches may come.
 ORDERS = ("replacement", "reshuffle", "sequential")
 
 
 class Batches:
-    """``length`` samples in batches of ``size`` for each of ``ranks`` ranks; what is told of parts is of ``rank``."""
+    """``length`` samples in batches of ``size`` samples for each of ``ranks`` ranks.
+
+    Args:
+        length: the number of samples.
+        size: samples per batch and rank.
+        ranks: how many ranks share each batch.
+        rank: which of them this is; what is said of parts concerns this rank.
+        order: one of ``ORDERS``.
+        shuffle: whether samples are dealt to the batches at random; otherwise batches are runs of the dataset.
+        drop_last: whether an incomplete last batch is left out.
+        seed: the number from which all draws derive.
+
+    Raises:
+        ValueError: no batch is complete, or a batch has fewer samples than there are ranks.
+
+    Examples:
+        >>> batches = Batches(10, 2, 2, 1, "sequential", False, False, 0)
+        >>> batches.sizes, [batches.part(batch) for batch in range(batches.count)]
+        ([4, 4, 2], [[2, 3], [6, 7], [9]])
+    """
 
     def __init__(
         self, length: int, size: int, ranks: int, rank: int, order: str, shuffle: bool, drop_last: bool, seed: int
@@ -31,10 +51,11 @@ class Batches:
         self.count = -(-self._kept // self.whole)
         self.sizes = [min(self.whole, self._kept - begin) for begin in range(0, self._kept, self.whole)]
         self._check(size)
-        #: every batch is a run of these
+        #: numbers of the samples; each batch is a run of them
         self._samples = random(seed, 0).permutation(length) if shuffle else np.arange(length)
 
     def _check(self, size: int) -> None:
+        """Refuse batches of which some rank would get nothing."""
         if not self.sizes:
             raise ValueError(
                 f"batch_size: received {size} for each of {self.ranks} ranks, which makes no complete batch of the "
@@ -47,26 +68,32 @@ class Batches:
             )
 
     def _span(self, batch: int) -> tuple[int, int]:
-        """Where this rank's part begins and ends; the parts of two ranks differ by one sample at most."""
+        """Where this rank's part of a batch begins and ends among all samples. Parts of two ranks differ by at most one
+        sample.
+        """
         begin, size = batch * self.whole, self.sizes[batch]
         return begin + size * self.rank // self.ranks, begin + size * (self.rank + 1) // self.ranks
 
     def part(self, batch: int) -> list[int]:
-        """The samples of a batch that are this rank's."""
+        """Numbers of the samples of a batch that are this rank's."""
         first, last = self._span(batch)
         return self._samples[first:last].tolist()
 
     def weights(self) -> list[float]:
-        """Of every batch in the mean over all samples, 1 on average."""
+        """Weight of each batch in the mean over all samples; 1 on average."""
         return [self.count * size / self._kept for size in self.sizes]
 
     def part_weights(self) -> list[float]:
-        """Of this rank's part in the mean over every batch, 1 on average over the ranks."""
+        """Weight of this rank's part of each batch in the mean over the batch; 1 on average over the ranks."""
         spans = map(self._span, range(self.count))
         return [self.ranks * (last - first) / size for (first, last), size in zip(spans, self.sizes)]
 
     def epoch_order(self, epoch: int) -> list[int]:
-        """The numbers of the batches in the order in which they come."""
+        """Numbers of the batches in the order in which an epoch has them.
+
+        Args:
+            epoch: the number of the epoch, from 0. The seed and this number alone decide the order.
+        """
         if self.order == "sequential":
             return list(range(self.count))
         draw = random(self.seed, 1, epoch)
@@ -76,12 +103,25 @@ class Batches:
 
 
 def random(seed: int, *key: int) -> np.random.RandomState:
-    """NumPy keeps what a RandomState draws the same in all versions, which it does not promise of a Generator."""
+    """Generator of random numbers for one purpose.
+
+    NumPy promises that a ``RandomState`` draws the same numbers in all versions, which it does not promise of a
+    ``Generator``.
+
+    Args:
+        seed: the sampler's seed.
+        key: what it is for: 0 for dealing the samples, 1 and the epoch's number for the order of an epoch.
+    """
     return np.random.RandomState(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def check_order(value: Any) -> str:
-    """One of ORDERS."""
+    """Check an order and return it: one of ``ORDERS``.
+
+    Raises:
+        TypeError: the value is not a string.
+        ValueError: it is another string.
+    """
     expected = f"expected one of {', '.join(map(repr, ORDERS))}"
     if not isinstance(value, str):
         raise TypeError(f"order: received {shown(value)}, {expected}")
@@ -91,10 +131,18 @@ def check_order(value: Any) -> str:
 
 
 def check_dataset(value: Any) -> int:
-    """The number of samples."""
+    """Check a dataset and return the number of its samples.
+
+    Args:
+        value: anything with a length, but no loader and no sampler, whose length is a number of batches.
+
+    Raises:
+        TypeError: the value is a loader or a sampler, or has no length.
+        ValueError: its length is 0.
+    """
     length = length_of(value)
     if isinstance(value, (DataLoader, BatchSampler)):
-        # They would be taken for a data set of a few samples.
+        # Either would be taken for a dataset of a few samples.
         counted = "" if length is None else f", whose length is its number of batches ({length})"
         raise TypeError(
             f"dataset: received a {type(value).__name__}{counted}, expected the dataset itself, such as loader.dataset"
@@ -110,7 +158,7 @@ def check_dataset(value: Any) -> int:
 
 
 def length_of(dataset: Any) -> int | None:
-    """The number of samples; None where there is none."""
+    """Number of samples of a dataset; None if it does not have a length."""
     try:
         return None if isinstance(dataset, IterableDataset) else len(dataset)
     except (TypeError, NotImplementedError, RuntimeError, ValueError):
@@ -118,7 +166,16 @@ def length_of(dataset: Any) -> int | None:
 
 
 def check_ranks(num_replicas: Any, rank: Any) -> tuple[int, int]:
-    """How many ranks there are and which this is; what is None is asked of paddle.distributed."""
+    """Check the number of ranks and this rank's number, and return both.
+
+    Args:
+        num_replicas: how many ranks there are; None asks ``paddle.distributed``.
+        rank: which of them this is; None asks ``paddle.distributed``.
+
+    Raises:
+        TypeError: one of them is not an int.
+        ValueError: one of them is out of range.
+    """
     world = check_int("num_replicas", get_world_size() if num_replicas is None else num_replicas, 1)
     own = check_int("rank", get_rank() if rank is None else rank, 0)
     if own >= world:
@@ -127,7 +184,18 @@ def check_ranks(num_replicas: Any, rank: Any) -> tuple[int, int]:
 
 
 def check_state(value: Any, own: dict[str, Any], count: int, any_seed: bool) -> dict[str, Any]:
-    """A state that means the same batches as ``own``, of which there are ``count``; the seed may be another."""
+    """Check a sampler's state, which must mean the same batches as the sampler has, and return it as plain values.
+
+    Args:
+        value: what the user passed.
+        own: the sampler's present state.
+        count: the number of its batches.
+        any_seed: whether the state may have another seed, because the sampler's was drawn and not given.
+
+    Raises:
+        TypeError: the state is not a dict.
+        ValueError: an entry is missing, unknown, out of range, or belongs to other batches.
+    """
     if not isinstance(value, dict):
         raise TypeError(f"set_state_dict: received {shown(value)}, expected a dict")
     for kind, names in (("missing", set(own) - set(value)), ("unknown", set(value) - set(own))):
@@ -141,7 +209,7 @@ def check_state(value: Any, own: dict[str, Any], count: int, any_seed: bool) -> 
     if state["position"] >= count:
         refuse_state(f"position is {state['position']}, expected less than {count}, the number of batches")
     for name in [name for name in own if name not in free]:
-        # True counts as 1, and 1.0 does.
+        # True == 1 and 1.0 == 1, but neither is what a state holds.
         if type(state[name]) is not type(own[name]) or state[name] != own[name]:
             refuse_state(f"{name} is {shown(state[name])}, expected {own[name]!r}, as in this sampler")
     return state

@@ -18,7 +18,7 @@ from .sampler import FixedBatchSampler
 class BatchIndexCallback(Callback):
     """Sets the optimizer's ``batch_index`` before every training batch of ``paddle.Model.fit``.
 
-    Each epoch of ``fit`` is the sampler's next pass, so a second ``fit`` or a resumed run goes on where the sampler
+    Each epoch of ``fit`` is the sampler's next pass, so a second ``fit`` or a resumed run continues where the sampler
     stands.
 
     Args:
@@ -51,7 +51,12 @@ class BatchIndexCallback(Callback):
         self._order: list[int] = []
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Refuse what would fill slots with the gradients of other batches."""
+        """Refuse a training that would fill slots with gradients of other batches.
+
+        Raises:
+            RuntimeError: Paddle is in static graph mode.
+            ValueError: the optimizer does not suit the sampler, or gradients are accumulated over several batches.
+        """
         if not in_dygraph_mode():
             raise RuntimeError(
                 "BatchIndexCallback: received a call in static graph mode, expected dygraph; in a static graph the "
@@ -73,12 +78,15 @@ class BatchIndexCallback(Callback):
             )
 
     def on_epoch_begin(self, epoch: int | None = None, logs: Any = None) -> None:
-        """Look up the order of the sampler's next pass."""
+        """Look up the order of the sampler's next pass.
+
+        ``epoch`` is not used: the sampler counts its own epochs, which continue in a second ``fit``.
+        """
         own = self._sampler.state_dict()["epoch"]
-        # Said explicitly, it is certain that the loader's pass is of this epoch, even after one that ended early.
+        # Without this, the loader's pass could be of a later epoch than the order below, after one that ended early.
         self._sampler.set_epoch(own)
         self._order = self._sampler.epoch_order(own)[self._sampler.state_dict()["position"] :]
 
     def on_train_batch_begin(self, step: int, logs: Any = None) -> None:
-        """Tell the optimizer which batch this is."""
+        """Tell the optimizer which batch comes next: the one at place ``step`` of this epoch's order."""
         self.model._optimizer.set_batch_index(self._order[step])

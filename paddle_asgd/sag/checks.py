@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what a user hands to ASGD alone: the number of batches and theta, and whether the history fits into memory.
+"""Checks of what a user passes to ASGD alone: the number of batches and theta, and whether the history fits into
+memory.
 
 Must not change what it checks. Checks that every optimizer needs are in arguments.py, those of one batch in slots.py.
 """
@@ -19,9 +20,20 @@ from ..free_memory import free_memory
 
 
 def check_count(argument: str, value: Any) -> int:
-    """A positive int. A float is refused even if it is whole: len(dataset) / batch_size may be off by one."""
+    """Check a number of batches and return it as an int.
+
+    A float is refused even if it is whole, because ``len(dataset) / batch_size`` may be off by one.
+
+    Args:
+        argument: the name with which an error begins.
+        value: an int of Python or NumPy, or a tensor of one int32 or int64; from 1 to 2**31 - 1.
+
+    Raises:
+        TypeError: the value is not an int.
+        ValueError: it is None or out of range.
+    """
     try:
-        # A float tensor has an index, too.
+        # operator.index accepts a tensor of floats.
         whole = not is_tensor(value) or dtype_name(value.dtype) in ("int32", "int64")
         count = operator.index(value) if whole and not isinstance(value, (bool, np.bool_)) else None
     except (TypeError, ValueError):
@@ -31,14 +43,20 @@ def check_count(argument: str, value: Any) -> int:
             f"{argument}: received {shown(value)}, expected a positive int such as len(loader); parameters go into "
             "parameters=..."
         )
-    # Paddle counts along one axis in 32 bits, and some versions of it wrap around.
+    # Paddle counts along an axis in 32 bits, and some versions wrap around.
     if not 0 < count < 2**31:
         raise ValueError(f"{argument}: received {count}, expected a positive int below 2**31")
     return count
 
 
 def check_theta(value: Any) -> Any:
-    """None, a number of at least 0, or a callable that gives one."""
+    """Check ``theta`` and return it: None, a number of at least 0 as a float, or a callable, whose result each step
+    checks.
+
+    Raises:
+        TypeError: the value is of another kind.
+        ValueError: it is negative or not finite.
+    """
     if value is None or callable(value):
         return value
     if isinstance(value, numbers.Real):
@@ -47,16 +65,32 @@ def check_theta(value: Any) -> Any:
 
 
 def check_step(argument: str, value: Any) -> int:
-    """How many steps have been taken."""
+    """Check a number of steps taken, as a checkpoint holds it, and return it as an int.
+
+    Args:
+        argument: the name with which an error begins.
+        value: an int of Python or NumPy of at least 0.
+
+    Raises:
+        ValueError: the value is anything else.
+    """
     if isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_)) and value >= 0:
         return int(value)
     raise ValueError(f"{argument}: received {shown(value)}, expected an int of at least 0")
 
 
 def check_history(argument: str, count: int, parameters: list) -> None:
-    """``count`` copies of the parameters must fit into the memory that is free.
+    """Refuse a history that does not fit into the free memory of the host.
 
-    Linux grants more memory than there is and ends the process when it is used. A GPU refuses by itself.
+    Linux grants more memory than there is and ends the process when that is used. A GPU refuses by itself.
+
+    Args:
+        argument: the name with which an error begins.
+        count: the number of slots, each of which holds a copy of the parameters.
+        parameters: those whose history is still to be made; only tensors on the host count.
+
+    Raises:
+        ValueError: ``count`` copies take more than the free memory.
     """
     held = [p for p in parameters if isinstance(p, paddle.Tensor) and p._is_initialized()]
     on_cpu = [p for p in held if p.place.is_cpu_place()]

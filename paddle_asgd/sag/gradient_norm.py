@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norm of the whole gradient as far as the history knows it: gathers state, and leaves the sum to the native call.
+"""The norm of the whole gradient as the history knows it: gathers state, and leaves the sum to the native call.
 
-In static graphs the state lies in the scope, and is brought to the host first. Must not write the formula.
+In static graphs the state lies in the scope and is brought to the host first. Must not write the formula.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .step_inputs import StepInputs
 
 
 class _Known(NamedTuple):
-    """What is known of one parameter's gradient."""
+    """What is known of one parameter's gradient: tensors, or arrays from the scope of a static graph."""
 
     param: Any
     d: Any
@@ -30,12 +30,15 @@ class _Known(NamedTuple):
 
 
 def gradient_norm(trained: list[tuple[Any, Any]], state: ParameterState, inputs: StepInputs) -> float:
-    """The square root of the sum over all parameters that have a history; inf if none has.
+    """The norm of ``d / seen + weight_decay * x`` over all parameters that have a history; inf if none has.
 
     Args:
-        trained: the parameters, each with its weight decay.
+        trained: parameters, each with its weight decay.
         state: their state.
-        inputs: the number of slots, and what they weigh.
+        inputs: the number of slots and the batches' weights.
+
+    Raises:
+        TypeError: in a static graph, a weight decay is a variable.
     """
     in_graph = not in_dygraph_mode()
     found = [_in_scope(*pair, state) if in_graph else _held(*pair, state) for pair in trained]
@@ -57,7 +60,16 @@ def _held(param: Any, decay: Any, state: ParameterState) -> _Known | None:
 
 
 def _in_scope(param: Any, decay: Any, state: ParameterState) -> _Known | None:
-    """What the scope of a static graph knows of a parameter, as arrays; None if it has taken no step."""
+    """What the scope of a static graph knows of a parameter, as arrays; None if it has taken no step.
+
+    Args:
+        param: the parameter.
+        decay: its weight decay, a number.
+        state: the optimizer's state.
+
+    Raises:
+        TypeError: the weight decay is a variable, which has a value only while the graph runs.
+    """
     tensors = state.named(param)
     if tensors is None:
         return None
@@ -75,7 +87,12 @@ def _in_scope(param: Any, decay: Any, state: ParameterState) -> _Known | None:
 
 
 def _wide(array: np.ndarray, tensor: Any) -> np.ndarray:
-    """16 bits as float32, which the native call can do without a master weight; NumPy has no bfloat16."""
+    """Array in which 16-bit numbers have become float32, so that the native call needs no master weight.
+
+    Args:
+        array: the value of a tensor; bfloat16 comes as uint16, since NumPy does not have it.
+        tensor: the tensor, whose dtype tells what the array means.
+    """
     if dtype_name(tensor.dtype) == "bfloat16":
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32) if array.dtype == np.float16 else array
@@ -83,6 +100,9 @@ def _wide(array: np.ndarray, tensor: Any) -> np.ndarray:
 
 @paddle.no_grad()
 def _norm(known: list[_Known], inputs: StepInputs) -> float:
+    """Sum the squares by one native call for all parameters that share a device, a weight decay, and having master
+    weights.
+    """
     calls: dict[tuple, list[_Known]] = {}
     for entry in known:
         decay = id(entry.decay) if is_tensor(entry.decay) else entry.decay

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LipschitzSearch: the step size from the losses themselves, by the method's own line search.
+"""LipschitzSearch: finds the learning rate from the losses, by the method's own line search.
 
-Must not know how a step is taken: it sets an optimizer's learning rate, and calls its step().
+It sets an optimizer's learning rate and calls its step(). Must not know how a step is taken.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from ..options import Options
 from ..state import is_16_bit
 from .order import ENOUGH_THETA, RESHUFFLED_LIMIT, OrderSeen, cyclic_limit
 
-#: |g|^2 below which rounding decides the comparison, and none is made. The paper's.
+#: |g|^2 up to which no comparison is made, since rounding would decide it. The number is the paper's.
 _SMALLEST_GRADIENT = 1e-8
-#: Keeps the learning rate finite in float32 where all gradients are 0 and nothing is ever violated.
+#: The least estimate. It keeps the learning rate finite in float32 if all gradients are 0 and L is never doubled.
 _SMALLEST = 2.0**-100
-#: From the smallest estimate to 2^100: who still finds no decrease has another fault.
+#: How often L is doubled in one step, enough to reach 2^100 from the least estimate. A loss that has not decreased by
+#: then has another fault.
 _DOUBLINGS = 200
-#: After so many doublings the loss is asked for again where the step began. In the long run a right search doubles once
-#: a pass; where the loss depends on chance it is about once a step.
+#: After this many doublings the closure is called again where the step began. In the long run L is doubled once in a
+#: pass if all is right, and about once in a step if the loss depends on chance.
 _DOUBLINGS_TO_CHECK = 10
 _AUTO = "auto"
-#: Of ``factor="auto"``. L is halved within a pass, in which every batch is asked only once: the paper's factor of 1
-#: overshoots with large batches, and 0.7 does with few batches.
+#: The factors that "auto" stands for, the second with fewer than _FEW batches. L is halved within a pass, in which each
+#: batch is tried only once, so the paper's factor of 1 overshoots with large batches, and 0.7 does with few batches.
 _FACTOR, _FACTOR_OF_FEW, _FEW = 0.7, 0.5, 20
-#: The same, times theta: the larger theta, the more the spread of the stored gradients enters a step.
+#: The most that "auto" times theta may be: the larger theta, the more the spread of the stored gradients enters a step.
 _FACTOR_TIMES_THETA = 0.25
-#: What rounding may do to a loss, relative to it: four times the dtype's epsilon. Once is too little: under bfloat16
-#: parameters a small network's L then climbed to 250, and to 10^7 with what is right for float32; with four times to 8.
+#: How much rounding may change a loss, relative to it: four times the dtype's epsilon. With bfloat16 parameters a small
+#: network's L climbed to 8; to 250 with one epsilon instead of four, and to 10^7 with the value for float32.
 _ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5, "float32": 2.0**-21, "float64": 2.0**-50}
 
 
@@ -55,21 +56,21 @@ class LipschitzSearch:
     the optimizer's ``batch_num``. Most steps cost one more forward pass, and each comparison waits for the loss.
 
     With ``theta=0.3`` and batches that are reshuffled or drawn with replacement there is nothing to tune. The paper's
-    rule supposes the latter. Without theta, a reshuffled order allows only about 1 / n of these learning rates, so the
-    search warns once it has seen two such passes. Where no ``batch_index`` is given, batches come in a fixed order;
-    there the default ``factor`` is at most half of what is stable in that order, which theta raises by little.
+    rule assumes replacement. Without theta, a reshuffled order allows only about 1 / n of these learning rates, so the
+    search warns once it has seen two such passes. Without a ``batch_index``, batches come in a fixed order; the default
+    ``factor`` is then at most half of what is stable in that order, which theta raises by little.
 
-    ``closure`` must give the same loss for the same parameters: after every tenth doubling of L it is called once more
-    where the step began, to find out. Dropout has to be off; batch normalisation works, but its running statistics take
-    in the points that are tried, too. Decreases below the rounding of the loss's dtype, or of a parameter's if that is
-    coarser, are not asked for, so the loss should be float32 or float64; what ``auto_cast`` rounds within ``closure``
-    cannot be seen and may drive L up. ``GradScaler`` cannot be used, nor more than one process: each would find a
-    learning rate of its own.
+    ``closure`` must give the same loss for the same parameters. To find out, it is called once more where the step
+    began after every tenth doubling of L. Dropout has to be off; batch normalisation works, but its running statistics
+    include the points that are tried. No decrease is demanded below the rounding of the loss's dtype, or of a
+    parameter's if that is coarser, so the loss should be float32 or float64; what ``auto_cast`` rounds within
+    ``closure`` cannot be seen and may drive L up. ``GradScaler`` cannot be used, nor more than one process, since each
+    would find a learning rate of its own.
 
     Args:
         optimizer: an optimizer of this package in dygraph mode, whose learning rate is a number. Its learning rate is
             overwritten at every step, and groups' multipliers apply to it. The weight_decay of the formula is the
-            largest among all parameters, numbers and ``L2Decay`` alike; the search itself is on the loss alone.
+            largest of all parameters, numbers and ``L2Decay`` alike; the search itself uses only the loss.
         initial: the first estimate of L, above 0, in units of the loss over those of a parameter squared. An estimate
             that is far too large costs a pass for every factor of 2, one that is too small costs a few forward passes.
         factor: the learning rate times L, a number above 0. The paper's is 1; with few or large batches it
@@ -108,13 +109,15 @@ class LipschitzSearch:
         self._lipschitz = check_positive("initial", initial)
         self._factor = None if isinstance(factor, str) and factor == _AUTO else check_positive("factor", factor)
         self._order = OrderSeen(optimizer.batch_num)
-        #: of L, since the loss was last asked for twice at the same parameters
+        #: how often L was doubled since the closure was last called twice at the same parameters
         self._doublings = 0
         self._check_optimizer()
 
     @property
     def lipschitz(self) -> float:
-        """The estimate L that the next step begins with; the last step's learning rate is ``optimizer.get_lr()``."""
+        """The estimate L with which the next step begins, a float above 0. The last step's learning rate is
+        ``optimizer.get_lr()``.
+        """
         return self._lipschitz
 
     def step(self, closure: Callable[[], Any]) -> Any:
@@ -122,9 +125,9 @@ class LipschitzSearch:
 
         Args:
             closure: computes the present batch's loss from the present parameters and returns it, a tensor of one
-                element. Called once with gradients and, to search, some times without. Unlike that of
-                ``ASGD.step(closure)`` it must not call ``backward()``, which this method does. Gradients that were
-                there before the call are dropped.
+                element. It is called once with gradients and, to search, several times without. Unlike the closure of
+                ``ASGD.step`` it must not call ``backward()``, which this method does. Gradients that were there before
+                the call are dropped.
 
         Returns:
             The loss before the update, detached.
@@ -135,8 +138,8 @@ class LipschitzSearch:
                 parameters (dropout), or ``closure`` called ``backward()``.
             RuntimeError: the loss never decreases along its own gradient.
 
-        Whatever is raised, also by ``closure``, the parameters are what they were, and no step has been taken. The only
-        exception is a warning that a filter turns into an error, which comes after the step.
+        Whatever is raised, by ``closure`` as well, the parameters are what they were, and no step has been taken. The
+        only exception is a warning that a filter turns into an error, which comes after the step.
         """
         self._check_optimizer()
         if not callable(closure):
@@ -171,10 +174,13 @@ class LipschitzSearch:
         return {"lipschitz": self._lipschitz}
 
     def set_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Go on with the estimate that ``state_dict`` gave.
+        """Continue with the estimate that ``state_dict`` gave.
+
+        Args:
+            state_dict: a dict with the one key ``lipschitz``.
 
         Raises:
-            TypeError: it is no dict, or L no number.
+            TypeError: it is not a dict, or L is not a number.
             ValueError: L is missing, not above 0 or not finite, or there are other entries; nothing has been loaded.
         """
         if not isinstance(state_dict, dict):
@@ -186,7 +192,11 @@ class LipschitzSearch:
     # ---- What the order of the batches allows -----------------------------------------------------------------------
 
     def _factor_of(self, index: Any) -> float:
-        """The learning rate times L."""
+        """The learning rate times L, chosen by theta, the number of batches and their order if ``factor`` is "auto".
+
+        Args:
+            index: the batch index of this step; None if batches come in a fixed order.
+        """
         if self._factor is not None:
             return self._factor
         theta, n = self._theta(), self._optimizer.batch_num
@@ -196,14 +206,16 @@ class LipschitzSearch:
         return chosen if index is not None else min(chosen, cyclic_limit(theta) / 2 / n)
 
     def _theta(self) -> float:
-        """What is known of it: a schedule may be 0 at any step, and None is no more than 1 / n."""
+        """Theta as far as it is known: 0 for None, which means 1 / seen, and for a callable, which may return 0 at any
+        step.
+        """
         theta = getattr(self._optimizer, "theta", None)
         return theta if isinstance(theta, numbers.Real) else 0.0
 
     def _look_at_order(self, index: int) -> None:
-        """Warn where the order of the batches sets a limit that a search on single batches cannot see."""
+        """Warn if the order of the batches sets a limit that a search on single batches cannot see."""
         order, theta, n = self._order.add(index), self._theta(), self._optimizer.batch_num
-        # What a schedule of theta gives is not known.
+        # Which values a schedule of theta will take is not known.
         unlimited = order is None or callable(getattr(self._optimizer, "theta", None))
         limit = math.inf if unlimited else cyclic_limit(theta)
         if order == "reshuffle" and not unlimited:
@@ -226,7 +238,16 @@ class LipschitzSearch:
 
     @paddle.no_grad()
     def _search(self, closure: Callable[[], Any], loss: Any) -> float:
-        """The estimate that this batch does not violate. Leaves the parameters as they are."""
+        """Double the estimate until this batch does not violate it, and return it. Leaves the parameters as they are.
+
+        Args:
+            closure: computes the loss of the batch.
+            loss: the loss at the parameters as they are, whose gradients the parameters have.
+
+        Raises:
+            ValueError: the loss or a gradient is not finite, or the loss depends on chance.
+            RuntimeError: the loss never decreases.
+        """
         pairs = self._gradients()
         squared = paddle.add_n([paddle.sum(paddle.square(g.astype("float64"))) for _, g in pairs]).item()
         value = loss.item()
@@ -237,8 +258,8 @@ class LipschitzSearch:
             )
         if squared <= _SMALLEST_GRADIENT:
             return self._lipschitz
-        # A decrease that rounding hides is not asked for: L would double until no step is left. Of the parameters, too,
-        # for the points that are tried are rounded to their dtype.
+        # No decrease is demanded that rounding hides, or L would double until no step is left. The rounding of the
+        # parameters counts, too, because the points that are tried are rounded to their dtype.
         rounding = abs(value) * max(_ROUNDING[dtype_name(tensor.dtype)] for tensor in (loss, *(p for p, _ in pairs)))
         lipschitz = self._lipschitz
         start = [param.detach().clone() for param, _ in pairs]
@@ -266,18 +287,20 @@ class LipschitzSearch:
         )
 
     def _gradients(self) -> list[tuple[Any, Any]]:
-        """The parameters that have a gradient, with it, as the optimizer will see them."""
+        """The parameters that have a gradient, each with it in the form in which the optimizer will see it."""
         pairs = [(p, self._optimizer._dense(p, g)) for p, g in self._all_gradients() if g is not None]
         if not pairs:
             raise ValueError("loss: received one that no parameter of the optimizer has a gradient of")
         return pairs
 
     def _all_gradients(self) -> list[tuple[Any, Any]]:
-        """The parameters that may have a gradient, with it or with None."""
+        """The parameters that may have a gradient, each with its gradient or None."""
         return [(p, p.grad) for p in self._optimizer._parameter_list if not p.stop_gradient]
 
     def _check_no_gradient(self) -> None:
-        """All were dropped before the closure, so that one that is there is its doing."""
+        """Refuse a closure that called ``backward()``: all gradients were dropped before it, so any that is there is
+        its own.
+        """
         if any(grad is not None for _, grad in self._all_gradients()):
             raise ValueError(
                 "closure: it left gradients, so it called backward(); expected the loss alone: step() calls backward() "
@@ -285,12 +308,16 @@ class LipschitzSearch:
             )
 
     def _largest_decay(self) -> float:
-        """Of all parameters: the smallest of the learning rates that each would have alone."""
+        """The largest weight decay of all parameters, which makes the learning rate the smallest that any of them would
+        have alone.
+        """
         of = self._optimizer._options.of
         return max(_curvature(of(param)) for param in self._optimizer._parameter_list if not param.stop_gradient)
 
     def _check_optimizer(self) -> None:
-        """At every step, too: the mode and the learning rate may have been exchanged since."""
+        """Refuse an optimizer or a mode that a search cannot work with. Every step checks again, since both may have
+        been changed.
+        """
         if not in_dygraph_mode():
             raise RuntimeError(
                 "LipschitzSearch: received a call in static graph mode, expected dygraph; what comes next depends on "
@@ -306,7 +333,7 @@ class LipschitzSearch:
 
 
 def _moved(x: Any, grad: Any, lipschitz: float) -> Any:
-    """x - grad / lipschitz, in float32 for 16-bit parameters, and rounded to them once."""
+    """``x - grad / lipschitz``. For 16-bit parameters it is computed in float32 and rounded once."""
     if is_16_bit(x):
         return (x.astype("float32") - grad.astype("float32") / lipschitz).astype(x.dtype)
     return x - grad / lipschitz
@@ -314,20 +341,28 @@ def _moved(x: Any, grad: Any, lipschitz: float) -> Any:
 
 @paddle.no_grad()
 def _fill_with_zeros(params: list[Any]) -> None:
-    """A parameter that this batch did not reach: its gradient is 0, as after ``clear_grad()``, and takes a slot."""
+    """Give zeros as the gradient to parameters that this batch did not reach, as ``clear_grad()`` would; they take a
+    slot, too.
+    """
     for param in params:
         if param.grad is None:
             param.grad = paddle.zeros_like(param)
 
 
 def _put_back(pairs: list[tuple[Any, Any]], start: list[Any]) -> None:
-    """The parameters as they were before the search."""
+    """Set the parameters to what they were before the search."""
     for (param, _), x in zip(pairs, start):
         paddle.assign(x, param)
 
 
 def _check_same(again: float, loss: float, rounding: float) -> None:
-    """That chance has no part in the loss: else L doubles for ever, and training ends without a word."""
+    """Refuse a loss that depends on chance, with which L would double for ever and training end without a word.
+
+    Args:
+        again: the loss of a second call.
+        loss: that of the first call, at the same parameters.
+        rounding: how far the two may be apart.
+    """
     if not abs(again - loss) <= rounding:
         raise ValueError(
             f"closure: gave {loss:.8g} and then {again:.8g} at the same parameters, expected the same loss; switch "
@@ -336,7 +371,7 @@ def _check_same(again: float, loss: float, rounding: float) -> None:
 
 
 def _curvature(options: Options) -> float:
-    """What a parameter's decay adds to the largest curvature of the loss; an L1Decay has none."""
+    """What a parameter's weight decay adds to the largest curvature of the loss; 0 for an L1Decay."""
     if options.regularizer is not None:
         return float(options.regularizer._coeff) if isinstance(options.regularizer, L2Decay) else 0.0
     decay = options.weight_decay
@@ -344,7 +379,7 @@ def _curvature(options: Options) -> float:
 
 
 def _check_loss(loss: Any) -> Any:
-    """A tensor of one floating-point number."""
+    """Check that a closure returned a tensor of one floating-point number, and return it."""
     if not is_tensor(loss) or math.prod(loss.shape) != 1 or dtype_name(loss.dtype) not in _ROUNDING:
         raise TypeError(
             f"closure: received {shown(loss)} from it, expected the loss as a floating-point tensor of one element"

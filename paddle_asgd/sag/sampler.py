@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FixedBatchSampler: passes over batches that never change, each known by its number, and where a run stands in them.
+"""FixedBatchSampler: passes over batches that never change, each known by its number, and the place of a run in them.
 
-Must not know the optimizer, nor make up batches and orders (batches.py).
+Must not know the optimizer, nor compose batches and orders (batches.py).
 """
 
 from __future__ import annotations
@@ -16,36 +16,38 @@ from paddle.io import BatchSampler, DataLoader
 from ..arguments import check_flag, check_int, shown
 from .batches import Batches, check_dataset, check_order, check_ranks, check_state, length_of
 
+#: What ``next`` returns behind the last batch.
 _END = object()
 
 
 class FixedBatchSampler(BatchSampler):
     r"""Batches whose samples stay the same in every epoch; only the order in which the batches come may change.
 
-    The history of the stochastic average gradient has one slot per batch: it is of use only if a slot always meets the
-    same samples, whichever order they come in. ``enumerate(loader)`` tells which batch, and so which slot, it is. With
-    :math:`N` samples in :math:`n` batches, batch :math:`b` of :math:`|B_b|` samples has in the mean loss the weight
+    The history of the stochastic average gradient has one slot per batch. It is of use only if a slot always meets the
+    same samples, in whichever order they come. ``enumerate(loader)`` tells which batch, and so which slot, comes next.
+    With :math:`N` samples in :math:`n` batches, batch :math:`b` of :math:`|B_b|` samples has this weight in the mean
+    loss:
 
     .. math:: w_b = n \frac{|B_b|}{N}
 
-    An epoch is :math:`n` steps. Its order depends on ``seed`` and on the number of the epoch alone, so all processes
-    and a resumed run have the same. A pass over the loader, with or without ``enumerate``, is one epoch, and after a
-    ``break`` the next pass begins the next epoch, as with any sampler. ``set_state_dict(state_dict())`` has it go on
-    with the rest instead, and so does a state that was saved in the midst of an epoch.
+    An epoch is :math:`n` steps. Its order depends only on ``seed`` and on the number of the epoch, so all processes and
+    a resumed run have the same order. A pass over the loader, with or without ``enumerate``, is one epoch, and after a
+    ``break`` the next pass begins the next epoch, as with any sampler. After ``set_state_dict(state_dict())``, or after
+    loading a state that was saved in the middle of an epoch, the next pass continues with the rest of that epoch.
 
     Args:
         dataset: a ``paddle.io.Dataset`` or anything else with a length, which must not change.
         batch_size: samples per batch and rank, a positive int: a batch has ``batch_size * num_replicas`` in all.
         order: ``"reshuffle"`` draws a permutation for every epoch, so that each visits every batch once; use it with
             ``ASGD(..., theta=0.3)``, which then takes SGD's learning rate. ``"replacement"`` draws each batch uniformly
-            among all, as the paper does, and is the order that needs no theta. ``"sequential"`` is 0 to n - 1 in every
+            among all, as the paper does; this order needs no theta. ``"sequential"`` is 0 to n - 1 in every
             epoch (the incremental aggregated gradient). Without theta, ``learning_rate * n`` times the largest
             curvature of the mean loss must stay below 5.4 (``"reshuffle"``) or pi^2 / 2 = 4.93 (``"sequential"``, where
             ``theta=0.3`` raises it to 13).
-        shuffle_once: deal the samples to the batches at random, once; else in the order of the dataset.
+        shuffle_once: deal the samples to the batches at random, once; False keeps the order of the dataset.
         drop_last: leave out the samples of an incomplete last batch.
         seed: an int of at least 0, the same on all ranks. None draws one from ``numpy.random``, as Paddle's samplers
-            do: ``numpy.random.seed`` makes it repeatable, ``paddle.seed`` does not. ``state_dict`` holds it.
+            do: ``numpy.random.seed`` makes it repeatable, ``paddle.seed`` does not. ``state_dict`` contains it.
         num_replicas: how many ranks share every batch. None asks ``paddle.distributed``, which says 1 in a single
             process.
         rank: which of them this is, 0 to ``num_replicas - 1``. None asks ``paddle.distributed``.
@@ -56,9 +58,9 @@ class FixedBatchSampler(BatchSampler):
         batch_sizes: the number of samples of every batch, those of all ranks together.
         batch_weights: the weight w_b of every batch. Their mean is 1, and with ``drop_last`` all of them are 1.
         part_weights: ``num_replicas * |part| / |B_b|`` of this rank's part of every batch. All are 1 unless the last
-            batch does not divide evenly. Parts then differ by one sample and no sample is repeated, so the mean over
-            ranks of their mean losses is not the mean over the batch. Multiplied by these weights, it is.
-        seed: the number that all draws derive from.
+            batch does not divide evenly. Parts then differ by one sample and no sample is repeated, so the ranks' mean
+            losses must be multiplied by these weights for their mean to be the mean over the batch.
+        seed: the number from which all draws derive.
 
     Raises:
         TypeError: an argument is of the wrong type, or the dataset has no length, or is a loader or a sampler.
@@ -99,7 +101,7 @@ class FixedBatchSampler(BatchSampler):
         length, size = check_dataset(dataset), check_int("batch_size", batch_size, 1)
         self.order, self.shuffle_once = check_order(order), check_flag("shuffle_once", shuffle_once)
         self._length = length
-        # Paddle keeps these three, and reaches for the dataset when it tunes the number of workers.
+        # Paddle keeps these three; it reads the dataset when it tunes the number of workers.
         super().__init__(dataset=dataset, batch_size=size, drop_last=check_flag("drop_last", drop_last))
         self.num_replicas, self.rank = check_ranks(num_replicas, rank)
         self._seed_is_drawn = seed is None
@@ -109,16 +111,21 @@ class FixedBatchSampler(BatchSampler):
         )
         self._batches = self._batches_of(self.seed)
         self.batch_num = self._batches.count
-        #: what state_dict tells: the epoch, and how many of its batches have been handed to the user
+        #: what state_dict saves: the epoch, and how many of its batches have been handed to the user
         self._epoch, self._position = 0, 0
-        #: whether a batch of it has been handed out since the state was made or loaded
+        #: whether a batch of this epoch has been handed out since the state was made or loaded
         self._is_begun = False
-        #: how often a pass began or the state was set: a pass notices that it is not the latest
+        #: how often a pass began or the state was set, by which a pass notices that it is no longer the latest
         self._turns = 0
-        #: from a pass that counts what it yields to the ``iter`` that its loader calls
+        #: the batches of a pass that counts what it yields, for the ``__iter__`` that its loader calls
         self._planned: list[int] | None = None
 
     def _draw_seed(self) -> int:
+        """Draw a seed from ``numpy.random``, or take 0 if nothing will be drawn from it.
+
+        Raises:
+            ValueError: there are several ranks, which would draw different seeds.
+        """
         if not self.shuffle_once and self.order == "sequential":
             return 0  # nothing will be drawn
         if self.num_replicas > 1:
@@ -130,7 +137,7 @@ class FixedBatchSampler(BatchSampler):
 
     @property
     def batch_sizes(self) -> list[int]:
-        """The number of samples of every batch, those of all ranks together."""
+        """The number of samples of every batch, over all ranks."""
         return list(self._batches.sizes)
 
     @property
@@ -140,27 +147,36 @@ class FixedBatchSampler(BatchSampler):
 
     @property
     def part_weights(self) -> list[float]:
-        """What the mean loss of this rank's part of every batch must be multiplied by, 1 on average over the ranks."""
+        """The factors for the mean losses of this rank's parts of the batches, 1 on average over the ranks."""
         return self._batches.part_weights()
 
     @property
     def batches(self) -> list[list[int]]:
-        """The samples of every batch that are this rank's."""
+        """The samples of every batch that are this rank's, by their numbers in the dataset."""
         return [self._batches.part(batch) for batch in range(self.batch_num)]
 
     def epoch_order(self, epoch: int) -> list[int]:
-        """The numbers of the batches in the order in which they come in an epoch, past or to come."""
+        """The numbers of the batches in the order in which they come in an epoch, past or future.
+
+        Args:
+            epoch: the number of the epoch, an int of at least 0.
+
+        Examples:
+            >>> sampler = FixedBatchSampler(range(12), batch_size=4, order="reshuffle", seed=3)
+            >>> sorted(sampler.epoch_order(5))
+            [0, 1, 2]
+        """
         return self._batches.epoch_order(check_int("epoch", epoch, 0))
 
     def __len__(self) -> int:
-        """Batches in an epoch; what is left of a resumed one may be fewer."""
+        """Number of batches in an epoch. A resumed epoch may have fewer left."""
         return self.batch_num
 
     def __iter__(self) -> Iterator[list[int]]:
         """One pass, for a loader: the samples of batch after batch.
 
-        A loader runs ahead, by how much cannot be seen from here. So a pass that does not go through ``enumerate``
-        counts as a whole epoch from its beginning.
+        A loader runs ahead of what it hands out, by how much cannot be seen from here. A pass that does not go through
+        ``enumerate`` therefore counts as a whole epoch from its beginning.
         """
         planned, self._planned = self._planned, None
         if planned is None:
@@ -171,15 +187,15 @@ class FixedBatchSampler(BatchSampler):
     def enumerate(self, loader: DataLoader) -> Iterator[tuple[int, Any]]:
         """One pass over the loader, as pairs of the batch's number and what the loader made of the batch.
 
-        It is right with any number of workers, because it counts what is handed out here. A batch counts as consumed
-        once it is yielded, so call ``state_dict`` after the step. Only one pass may run at a time: continuing it after
-        another pass, ``set_state_dict`` or ``set_epoch`` is a RuntimeError.
+        The numbers are right with any number of workers, because what is handed out is counted here. A batch counts as
+        consumed once it is yielded, so call ``state_dict`` after the step. Only one pass may run at a time: continuing
+        it after another pass, ``set_state_dict`` or ``set_epoch`` is a RuntimeError.
 
         Args:
             loader: the ``paddle.io.DataLoader`` whose ``batch_sampler`` is this sampler.
 
         Raises:
-            TypeError: ``loader`` is no loader.
+            TypeError: ``loader`` is not a loader.
             ValueError: the loader has another batch sampler, or a dataset of another length than this sampler's, or
                 joins the batches of several places.
             RuntimeError: the pass was overtaken by another, or the loader does not give one batch for each asked for.
@@ -204,6 +220,11 @@ class FixedBatchSampler(BatchSampler):
         return self._pass(loader)
 
     def _pass(self, loader: DataLoader) -> Iterator[tuple[int, Any]]:
+        """The pass of ``enumerate``, whose checks must run before the first batch is asked for.
+
+        Args:
+            loader: a loader that suits this sampler. Workers that an earlier pass has left over are stopped first.
+        """
         left = getattr(loader, "_iterator", None)
         if getattr(left, "_batches_outstanding", 0):
             _stop(loader, left)
@@ -223,7 +244,7 @@ class FixedBatchSampler(BatchSampler):
                     raise RuntimeError(f"the loader ended after {position} of the epoch's {self.batch_num} batches")
                 self._position, self._is_begun = position + 1, True
                 yield order[position], batch
-                # Before the loader is asked again: with persistent workers both passes would share what it gives.
+                # This comes before the loader is asked again: with persistent workers both passes would share batches.
                 if self._turns != turn:
                     raise RuntimeError(
                         "another pass over the sampler, set_state_dict or set_epoch came in between, expected one pass "
@@ -238,18 +259,23 @@ class FixedBatchSampler(BatchSampler):
             raise
 
     def _begin(self) -> tuple[int, int]:
-        """Begin a pass: its epoch and how many batches of it to leave out."""
+        """Begin a pass; returns its epoch and the number of its batches that have been taken already."""
         if self._is_begun:
             self._epoch, self._position, self._is_begun = self._epoch + 1, 0, False
         self._turns += 1
         return self._epoch, self._position
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next pass begin this epoch, or go on with it if a loaded state lies within it."""
+        """Let the next pass begin an epoch, or continue it if a loaded state lies within it.
+
+        Args:
+            epoch: the number of the epoch, an int of at least 0.
+        """
         epoch = check_int("epoch", epoch, 0)
         self._go_to(epoch, 0 if self._is_begun or epoch != self._epoch else self._position)
 
     def _go_to(self, epoch: int, position: int) -> None:
+        """Let the next pass begin in an epoch with the batch at ``position``; ends a pass that is running."""
         self._epoch, self._position, self._is_begun = epoch, position, False
         self._turns += 1
 
@@ -257,6 +283,11 @@ class FixedBatchSampler(BatchSampler):
         """Where the next batch stands, in plain values: the same on all ranks, and for any number of workers.
 
         ``batch_size`` is that of all ranks together, so that a run may be resumed on another number of ranks.
+
+        Examples:
+            >>> state = FixedBatchSampler(range(12), batch_size=4, seed=3).state_dict()
+            >>> state["epoch"], state["position"], state["seed"]
+            (0, 0, 3)
         """
         ended = self._position == self.batch_num
         epoch, position = (self._epoch + 1, 0) if ended else (self._epoch, self._position)
@@ -272,12 +303,15 @@ class FixedBatchSampler(BatchSampler):
         }
 
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Have the next pass go on where ``state_dict`` was called: what remains of that epoch, then whole ones.
+        """Let the next pass continue where ``state_dict`` was called: with what remains of that epoch, then whole ones.
 
         A seed that was drawn gives way to that of the state.
 
+        Args:
+            state_dict: what ``state_dict`` of a sampler with the same batches returned.
+
         Raises:
-            TypeError: the state is no dict.
+            TypeError: the state is not a dict.
             ValueError: an entry is missing, unknown, or belongs to other batches; nothing has been changed then.
         """
         state = check_state(state_dict, self.state_dict(), self.batch_num, self._seed_is_drawn)
@@ -299,7 +333,12 @@ class FixedBatchSampler(BatchSampler):
 def _stop(loader: DataLoader, batches: Any) -> None:
     """End the workers of a pass that was left early.
 
-    Paddle keeps them until the process ends; persistent ones fail in the next pass or give it what was left over.
+    Paddle keeps them until the process ends. Persistent workers would fail in the next pass, or give it batches that
+    were left over.
+
+    Args:
+        loader: the loader of that pass.
+        batches: its iterator.
     """
     if getattr(loader, "_iterator", None) is batches:
         loader._iterator = None

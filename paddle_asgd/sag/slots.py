@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which slot of the history the next step uses: the batch index, who must give it, and the clocks that count the slots.
 
-Checks and bookkeeping of the host alone; the same for a device is in csrc/asgd_slots.h. Must not know a formula.
+Checks and bookkeeping on the host only; the same for a device is in csrc/asgd_slots.h. Must not know a formula.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from paddle.base.framework import in_dygraph_mode, in_pir_mode
 from ..arguments import dtype_name, is_tensor, refuse_state, shown
 from ..caller import warn
 
-#: Of a batch, beside the largest. Far below, a product of weight and gradient would be 0 in float32.
+#: The smallest weight of a batch, relative to the largest. Far below that, the product of a weight and a gradient would
+#: be 0 in float32.
 SMALLEST_WEIGHT = 1e-12
 
 
@@ -26,7 +27,7 @@ class SlotMismatchWarning(UserWarning):
 
 
 class BatchIndex:
-    """The slot of the next step, as the user gives it and a step takes it.
+    """The slot of the next step, which the user gives and a step uses up.
 
     Args:
         n: the number of slots.
@@ -34,15 +35,26 @@ class BatchIndex:
 
     def __init__(self, n: int) -> None:
         self._n = n
-        #: whether one was ever given: from then on every step needs one
+        #: whether an index was ever given; from then on every step needs one
         self.in_use = False
         self.next: Any = None
-        #: two indices between two steps, if the gradients of both are in those of the next
+        #: two indices that were set between two steps, if the parameters' gradients contain those of both
         self.mixed: tuple[int, int] | None = None
         self._warned = False
 
     def checked(self, value: Any) -> Any:
-        """An int or a tensor of one int64 that may become ``next``; a variable in static graphs."""
+        """Check a batch index.
+
+        Args:
+            value: an int of Python or NumPy, or a tensor of one int64; in static graphs a variable of one int64.
+
+        Returns:
+            An int, or the tensor if its value lies on a device and is checked there.
+
+        Raises:
+            TypeError: the value is of another kind, or suits another mode than the present one.
+            ValueError: it is out of range.
+        """
         if is_tensor(value):
             return self._checked_tensor(value)
         try:
@@ -59,6 +71,7 @@ class BatchIndex:
         return self._in_range(index)
 
     def _in_range(self, index: int) -> int:
+        """Check that an index is at least 0 and below the number of slots, and return it."""
         if not 0 <= index < self._n:
             raise ValueError(
                 f"batch_index: received {index}, expected 0 to {self._n - 1}, for batch_num is {self._n}; that must be "
@@ -67,6 +80,7 @@ class BatchIndex:
         return index
 
     def _checked_tensor(self, value: Any) -> Any:
+        """Check a tensor's dtype, shape and mode. On the host it becomes an int; reading one on a device would wait."""
         shape = [abs(length) for length in value.shape]  # a variable's batch dimension is -1
         if dtype_name(value.dtype) != "int64" or shape not in ([], [1]):
             raise TypeError(
@@ -78,10 +92,15 @@ class BatchIndex:
             raise TypeError(f"batch_index: received {type(value).__name__}, expected {wanted}")
         if isinstance(value, paddle.Tensor) and value.place.is_cpu_place():
             return self._in_range(int(value.item()))
-        return value  # on a device its value is checked there, for reading it would wait
+        return value
 
     def require(self) -> None:
-        """Refuse a step that does not say which batch it has, once another has said so, or says it from elsewhere."""
+        """Refuse a step without a batch index if an earlier step had one, and an index that was set in another mode.
+
+        Raises:
+            TypeError: the index is a variable in dygraph, or a number in a static graph.
+            ValueError: an index is in use, and there is none for this step.
+        """
         in_graph = is_tensor(self.next) and not isinstance(self.next, paddle.Tensor)
         if self.next is not None and in_graph == in_dygraph_mode():
             wanted = "an int or a tensor" if in_graph else "a variable of the graph that the step is built into"
@@ -96,17 +115,24 @@ class BatchIndex:
             )
 
     def note_replaced(self, before: Any, params: Sequence[Any] | None) -> None:
-        """Note that ``before`` was set, no step took it, and ``next`` has come in its place.
+        """Note that an index has replaced another that no step had used, while parameters have gradients.
 
-        A batch that was left out has no gradients in the parameters, or none but zeros. A tensor on a device is not
-        compared, because reading it would wait.
+        Without gradients, or with nothing but zeros, a batch was merely left out. Tensors on a device are not compared,
+        because reading them would wait.
+
+        Args:
+            before: the index that was replaced; None if there was none.
+            params: the optimizer's parameters; None if it has no list of its own.
         """
         different = isinstance(before, int) and isinstance(self.next, int) and before != self.next
         if different and not self._warned and any(map(_has_gradient, params or ())):
             self.mixed = (before, self.next)
 
     def warn_if_mixed(self) -> None:
-        """Tell who accumulates gradients under several indices; before a step, because a filter may raise."""
+        """Warn, once, that gradients were accumulated under several indices.
+
+        This comes before a step rather than after it, because a filter may turn the warning into an error.
+        """
         mixed, self.mixed = self.mixed, None
         if mixed is None or self._warned:
             return
@@ -121,18 +147,40 @@ class BatchIndex:
 
 
 def _has_gradient(param: Any) -> bool:
-    """Whether there is a gradient other than the zeros that ``clear_grad()`` leaves."""
+    """Whether a parameter has a gradient other than the zeros that ``clear_grad()`` leaves."""
     grad = None if param.stop_gradient else param.grad
     return grad is not None and (grad.is_selected_rows() or bool(grad.astype("bool").any()))
 
 
 def clock_length(n: int) -> int:
-    """The numbers of a clock that knows the slots seen: steps, distinct slots, and one bit a slot in words of 64."""
+    """Length of a clock that knows which slots have been seen: the steps, the distinct slots, and one bit for each slot
+    in words of 64.
+
+    Args:
+        n: the number of slots.
+
+    Examples:
+        >>> clock_length(64), clock_length(65)
+        (3, 4)
+    """
     return 2 + (n + 63) // 64
 
 
 def grown_clock(clock: Any, n: int) -> np.ndarray:
-    """The clock of a fixed cycle, in which the first min(m, n) slots have been seen, as one that knows the slots."""
+    """A clock that knows which slots have been seen, made from the clock of a fixed cycle, which has seen the first
+    min(m, n).
+
+    Args:
+        clock: the clock of a fixed cycle, int64 ``[1]``.
+        n: the number of slots.
+
+    Returns:
+        An int64 array ``[clock_length(n)]``.
+
+    Examples:
+        >>> grown_clock(2, 5).tolist()
+        [2, 2, 3]
+    """
     steps = int(np.asarray(clock).reshape(-1)[0])
     seen = min(steps, n)
     bits = np.zeros(64 * (clock_length(n) - 2), dtype=np.uint8)
@@ -142,7 +190,16 @@ def grown_clock(clock: Any, n: int) -> np.ndarray:
 
 
 def check_clock(clock: np.ndarray, n: int) -> str | None:
-    """What is wrong with a clock that knows the slots; None if nothing is."""
+    """Say what is wrong with a clock that knows which slots have been seen; None if nothing is.
+
+    Args:
+        clock: an int64 array ``[clock_length(n)]``.
+        n: the number of slots.
+
+    Examples:
+        >>> check_clock(np.array([1, 2, 0b11]), 5)
+        'has 1 steps and 2 distinct slots'
+    """
     bits = np.unpackbits(clock[2:].astype("<i8").view(np.uint8), bitorder="little")
     if int(bits.sum()) != clock[1] or bits[n:].any():
         return f"has {clock[1]} distinct slots and {int(bits.sum())} marks, {int(bits[n:].sum())} of them out of range"
@@ -152,7 +209,26 @@ def check_clock(clock: np.ndarray, n: int) -> str | None:
 
 
 def normalised_weights(value: Any, n: int, argument: str = "batch_weights") -> np.ndarray | None:
-    """What each batch weighs, of mean 1; None if all weigh the same. Errors name ``argument``."""
+    """Check batches' weights and scale them to a mean of 1.
+
+    Args:
+        value: ``n`` positive numbers in a list, a tuple, an array or a tensor; None if all batches weigh the same.
+        n: the number of batches.
+        argument: the name with which an error begins.
+
+    Returns:
+        A float64 array ``[n]``; None if all weigh the same.
+
+    Raises:
+        TypeError: the value is of another kind.
+        ValueError: there are more or fewer than ``n`` numbers, one is not positive, or they differ too much.
+
+    Examples:
+        >>> normalised_weights([3, 3, 2, 4], 4).tolist()
+        [1.0, 1.0, 0.6666666666666666, 1.3333333333333333]
+        >>> normalised_weights([7, 7], 2) is None
+        True
+    """
     if value is None:
         return None
     received = value.numpy() if is_tensor(value) and isinstance(value, paddle.Tensor) else value
@@ -182,7 +258,16 @@ def normalised_weights(value: Any, n: int, argument: str = "batch_weights") -> n
 
 
 def check_same_weights(loaded: Any, own: np.ndarray | None, n: int) -> None:
-    """A checkpoint's d is a sum with its own weights, and wrong with others."""
+    """Refuse a checkpoint that was made with other weights, with which its ``d`` was summed.
+
+    Args:
+        loaded: the weights in the checkpoint; None if it has none.
+        own: the optimizer's, of mean 1; None if it has none.
+        n: the number of batches.
+
+    Raises:
+        ValueError: they are not the same, or those of the checkpoint are damaged.
+    """
     try:
         received = normalised_weights(loaded, n, "the checkpoint's batch_weights")
     except (TypeError, ValueError) as error:
@@ -199,7 +284,13 @@ def check_same_weights(loaded: Any, own: np.ndarray | None, n: int) -> None:
 
 
 def static_float64(values: np.ndarray) -> Any:
-    """A constant of a static graph. The format before PIR keeps 24 bits of a number, so it gets three pieces of it."""
+    """A float64 constant of a static graph.
+
+    The format before PIR keeps 24 bits of a number, so the constant is summed there from three pieces of 24 bits.
+
+    Args:
+        values: a float64 array.
+    """
     if in_pir_mode():
         return paddle.assign(values)
     total, rest = None, values

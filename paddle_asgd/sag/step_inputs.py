@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a step takes besides its tensors: which slot its batch has, what the batches weigh, theta, and the watch.
 
-Checks and keeps them, and brings each to where the native call wants it. Must not know how a step is taken (fused.py).
+Checks and keeps them, and brings each to where the native call needs it. Must not know how a step is taken (fused.py).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .slots import (
 )
 from .watch import WATCH_SIZE, Watch
 
-#: Entries of a checkpoint that are numbers of these inputs, not tensors of a parameter.
+#: Entries of a checkpoint that hold numbers of these inputs, and not a parameter's state.
 WEIGHTS, THETA_STEP = "batch_weights", "theta_step"
-#: The tensor beside a parameter that no checkpoint needs.
+#: The name of the watch's tensor, which no checkpoint needs.
 WATCH = "watch"
 
 
@@ -42,7 +42,12 @@ class StepInputs:
 
     Args:
         n: the number of slots.
-        batch_weights, theta, watch: as ``ASGD`` takes them.
+        batch_weights: the weights of the batches, as ``ASGD`` takes them.
+        theta: None, a number or a callable, as ``ASGD`` takes it.
+        watch: None, True or False, as ``ASGD`` takes it.
+
+    Raises:
+        TypeError, ValueError: one of them is of the wrong type or out of range.
     """
 
     def __init__(self, n: int, batch_weights: Any, theta: Any, watch: Any) -> None:
@@ -50,23 +55,36 @@ class StepInputs:
         self.index = BatchIndex(n)
         self.weights = normalised_weights(batch_weights, n)
         self._weights_beside: dict[str, Any] = {}
-        #: the parameters of the last native call, and the weights beside them
+        #: the parameters of the last native call, and the weights on their device
         self._weights_last: tuple[Any, Any] = (None, None)
         self._theta = check_theta(theta)
-        #: theta of the next step, and the number of steps before it
+        #: the number of steps before the next one, and that step's theta
         self._theta_now: tuple[int, float] | None = None
         self._steps = 0
         self._watch_wanted = watch if watch is None else arguments.check_flag("watch", watch)
         self.watch = None if self._watch_wanted is False else Watch(n, self.index)
 
-    # ---- The clocks -------------------------------------------------------------------------------------------------
+    # ---- The batch index and the clocks ------------------------------------------------------------------------------
 
     def clock_length(self) -> int:
-        """The numbers that each parameter's clock has."""
+        """Length of each parameter's clock: 1, or more once a batch index is in use."""
         return clock_length(self.n) if self.index.in_use else 1
 
     def give_index(self, value: Any, state: ParameterState, params: Sequence[Any] | None) -> None:
-        """The batch index of the next step; with the first, the clocks begin to keep which slots have been seen."""
+        """Set the batch index of the next step. With the first one, the clocks begin to record which slots have been
+        seen.
+
+        Args:
+            value: an int or a tensor of one int64; in static graphs a variable.
+            state: the parameters' state, which has the clocks.
+            params: the optimizer's parameters; None if it stands for all of a program.
+
+        Raises:
+            TypeError: the value is of the wrong kind, or on a device while there is no watch to report one out of
+                range.
+            ValueError: it is out of range.
+            RuntimeError: ``minimize`` has built a step without a batch index.
+        """
         index = self.index.checked(value)
         if self.watch is None and _is_on_device(index):
             raise TypeError(
@@ -81,7 +99,7 @@ class StepInputs:
         self.index.note_replaced(before, params)
 
     def _use_index(self, index: Any, state: ParameterState) -> None:
-        """The first index: the clocks begin to keep which slots have been seen."""
+        """Set the first index, and replace all clocks by those that record which slots have been seen."""
         held = [param for param in state.created if state.of(param) is not None]
         if held and _in_static_graph():
             raise RuntimeError(
@@ -89,20 +107,25 @@ class StepInputs:
                 "minimize()"
             )
         with state_guard():
-            # So far they came in their order.
+            # So far the slots took turns.
             grown = [(param, grown_clock(state.named(param)["m"].numpy(), self.n)) for param in held]
             placed = [state.replacement(p, "m", paddle.to_tensor(c, place=paddle.CPUPlace())) for p, c in grown]
-        # All at once: a step that found clocks of one kind and was told of the other would be refused.
+        # All at once, because a step is refused if the clocks are not of the kind that ``in_use`` says.
         change = partial(setattr, self.index)
         uninterrupted(*placed, partial(change, "next", index), partial(change, "in_use", True))
 
     # ---- A step -----------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Refuse a step that cannot be taken."""
+        """Refuse a step that cannot be taken, and find out the theta of this step.
+
+        Raises:
+            TypeError: the batch index was set in another mode, or theta is a callable in a static graph.
+            ValueError: the batch index is missing, or the callable's result is not a finite number of at least 0.
+        """
         self.index.require()
         self.index.warn_if_mixed()
-        # Once a step, however many native calls and attempts it takes.
+        # The callable is asked once for each step, however many native calls and attempts the step takes.
         if callable(self._theta) and (self._theta_now is None or self._theta_now[0] != self._steps):
             if not in_dygraph_mode():
                 raise TypeError(
@@ -112,7 +135,7 @@ class StepInputs:
             self._theta_now = (self._steps, theta)
 
     def step_taken(self) -> list[Callable[[], Any]]:
-        """What a step, taken or skipped, changes here: calls of C."""
+        """C calls that note a step as taken or skipped: the index is used up, and the count of steps goes on."""
         change = partial(setattr, self.index)
         return [
             partial(change, "next", None),
@@ -121,12 +144,17 @@ class StepInputs:
         ]
 
     def end(self) -> None:
-        """After a step, taken or skipped."""
+        """Let the watch look at its numbers after a step that was taken or skipped."""
         if self.watch is not None:
             self.watch.end_step(self._steps)
 
     def weights_of(self, bucket: Bucket) -> Any | None:
-        """The batches' weights where these parameters are."""
+        """The batches' weights as a native call takes them: float64 ``[n]`` on the parameters' device; None without
+        weights.
+
+        Args:
+            bucket: the parameters of the call.
+        """
         if self.weights is None:
             return None
         if not in_dygraph_mode():
@@ -136,7 +164,12 @@ class StepInputs:
         return self._weights_last[1]
 
     def weights_on(self, place: Any) -> Any | None:
-        """The same, in dygraph."""
+        """The batches' weights on a device, float64 ``[n]``, made once for each device; dygraph only. None without
+        weights.
+
+        Args:
+            place: the device, a Paddle place.
+        """
         if self.weights is None:
             return None
         held = self._weights_beside.get(str(place))
@@ -146,17 +179,22 @@ class StepInputs:
 
     @property
     def given_theta(self) -> Any | None:
-        """What the user passed: None, a number or a callable."""
+        """The theta that the user passed: None, a number or a callable."""
         return self._theta
 
     def theta(self) -> Any | None:
-        """The number of this step, or a constant of the graph."""
+        """Theta of this step as the native call takes it: None, a number, or a constant of the graph."""
         if callable(self._theta):
             return self._theta_now[1]
         return self._theta if in_dygraph_mode() or self._theta is None else paddle.full([1], self._theta, "float64")
 
     def watch_of(self, bucket: Bucket, state: ParameterState) -> Any | None:
-        """The watch's numbers, for the first native call of a step."""
+        """The tensor in which the watch keeps its numbers, for the first native call of a step; None without a watch.
+
+        Args:
+            bucket: the parameters of the call, beside the first of which the tensor lies.
+            state: the parameters' state.
+        """
         if self.watch is None or (_in_static_graph() and not self._watch_wanted and not self.index.in_use):
             return None
         if self.watch.tensor is None or not in_dygraph_mode():
@@ -167,7 +205,9 @@ class StepInputs:
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 
     def collect(self) -> dict[str, Any]:
-        """What a checkpoint must say of them."""
+        """Entries that a checkpoint must have because of these inputs: the weights, and the step of a theta that
+        varies.
+        """
         collected: dict[str, Any] = {}
         if self.weights is not None:
             collected[WEIGHTS] = entries.number_entry(self.weights, "float64")
@@ -176,18 +216,38 @@ class StepInputs:
         return collected
 
     def check_loaded(self, state_dict: dict[str, Any]) -> int:
-        """Refuse what does not go with these inputs; returns the number of steps before the next."""
+        """Refuse a checkpoint that does not go with these inputs.
+
+        Args:
+            state_dict: all entries of the checkpoint.
+
+        Returns:
+            The number of steps before the next one, from the checkpoint if it has it.
+
+        Raises:
+            ValueError: the weights are others, or the number of steps is damaged.
+        """
         check_same_weights(entries.entry_value(state_dict.get(WEIGHTS)), self.weights, self.n)
         if THETA_STEP not in state_dict:
             return self._steps
         return check_step(f"set_state_dict: {THETA_STEP!r}", entries.entry_value(state_dict[THETA_STEP]))
 
     def going_on_at(self, step: int) -> Callable[[], Any]:
-        """What a checkpoint changes here when it is loaded: a call of C."""
+        """C call that sets the number of steps before the next one, when a checkpoint is loaded."""
         return partial(setattr, self, "_steps", step)
 
     def adapt_clocks(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
-        """Clocks of a fixed cycle and clocks that know the slots do not go together: the former grow."""
+        """Let the clocks of a checkpoint suit the optimizer's, since a step needs clocks of one kind.
+
+        If either side knows which slots have been seen, all clocks are made such, and every step needs a batch index.
+
+        Args:
+            states: what the checkpoint holds for each parameter; its clocks are replaced in place.
+            undo: gets the call that undoes the change of this object.
+
+        Raises:
+            ValueError: a clock contradicts itself.
+        """
         clocks = [(s, entries.as_tensor(name, "m", s["m"]).numpy()) for name, s in states.items() if "m" in s]
         length = clock_length(self.n)
         for _, clock in clocks:
@@ -203,7 +263,7 @@ class StepInputs:
                 state["m"] = grown_clock(clock, self.n)
 
     def shown(self) -> dict[str, str]:
-        """Those that are not at their defaults, for a repr."""
+        """Text of the inputs that are not at their defaults, by name, for a repr."""
         given = {
             "batch_weights": None if self.weights is None else f"{self.n} numbers",
             "theta": None if self._theta is None else repr(self._theta) if not callable(self._theta) else "function",
@@ -213,9 +273,10 @@ class StepInputs:
 
 
 def _is_on_device(index: Any) -> bool:
+    """Whether an index is a tensor whose value does not lie on the host."""
     return isinstance(index, paddle.Tensor) and not index.place.is_cpu_place()
 
 
 def _in_static_graph() -> bool:
-    """Where state are variables of a program. A step that is traced has its state in dygraph."""
+    """Whether state are variables of a program. A step that ``to_static`` traces has its state in dygraph."""
     return not in_dygraph_mode() and not in_to_static_mode()

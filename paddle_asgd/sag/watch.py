@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch over the slots: reads what the kernel samples, and warns where slots that do not fit their batches do harm.
+"""The watch over the slots: reads what the kernel samples, and warns if slots do not fit their batches and do harm.
 
 Must not wait for a device within a step. What is sampled, and how, is in csrc/asgd_watch.h.
 """
@@ -14,30 +14,39 @@ import paddle
 from ..caller import warn
 from .slots import BatchIndex, SlotMismatchWarning
 
-#: What the kernel keeps, in the order of its enum WatchEntry; behind these, the first three of the last whole passes.
+#: What the kernel keeps, in the order of its enum WatchEntry. The first three of each of the last whole passes follow.
 ENTRIES = ("replaced", "centred", "sampled", "steps", "passes", "refusals", "refused_index")
 PASSES_JUDGED = 8
 PASSES_KEPT = PASSES_JUDGED + 1
 WATCH_SIZE = len(ENTRIES) + 3 * PASSES_KEPT
-#: Of the passes that are judged, the last and at least so many in all must exceed the threshold: with few batches the
-#: ratio of wrong slots swings below it now and then.
+#: How many of the passes that are judged must exceed the threshold, the last one among them. It is not all of them,
+#: because with few batches the ratio of wrong slots falls below it now and then.
 PASSES_ABOVE = 5
-#: The spread of right slots' gradients goes on falling; that of wrong ones stops at a floor. If any pass that is judged
-#: has less than this part of the spread of the pass before them, it is still falling.
+#: The spread of right slots' gradients keeps falling; that of wrong ones stops at a floor. It is taken to be still
+#: falling if any pass that is judged has less than this share of the spread of the pass before them all.
 STILL_FALLING = 0.5
 
 
 def threshold(n: int) -> float:
-    """The ratio that a pass must not exceed: 0.7 of 2 n / (n + 1), the ratio of slots that are drawn by lot.
+    """Ratio that a pass of right slots stays below, as a rule: 0.7 times 2 n / (n + 1), the ratio of slots drawn by
+    lot.
 
-    Wrong slots exceed it in almost every pass. Right ones do, too, where x still moves and the batches are much alike:
-    then both sums tell how far x has moved, and y_i is older than the mean. So this alone is no reason to warn.
+    Wrong slots exceed it in almost every pass. Right ones do so, too, while x still moves and the batches are much
+    alike: both sums then tell how far x has moved, and y_i is older than the mean. The ratio alone is therefore no
+    reason to warn.
+
+    Args:
+        n: the number of slots.
+
+    Examples:
+        >>> round(threshold(3), 3)
+        1.05
     """
     return 1.4 * n / (n + 1)
 
 
 class Pass(NamedTuple):
-    """What was sampled in one whole pass."""
+    """What was sampled in one whole pass: two sums of squares, and the number of gradients in them."""
 
     replaced: float
     centred: float
@@ -45,7 +54,7 @@ class Pass(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """None if there is nothing to compare, or a gradient was not finite."""
+        """``replaced / centred``; None if there is nothing to compare, or a gradient was not finite."""
         if not np.isfinite(self.replaced + self.centred):
             return None
         if self.centred == 0:
@@ -54,7 +63,7 @@ class Pass(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """The mean of |g - d / seen|^2, NaN in a pass that met no slot for the second time."""
+        """The mean of |g - d / seen|^2; NaN for a pass that met no slot for the second time."""
         return self.centred / self.sampled if self.sampled else float("nan")
 
 
@@ -63,7 +72,7 @@ class Watch:
 
     Args:
         n: the number of slots, which is the number of steps in a pass.
-        index: tells whether the user says which batch it is.
+        index: tells whether the user says which batch comes.
     """
 
     def __init__(self, n: int, index: BatchIndex) -> None:
@@ -76,14 +85,24 @@ class Watch:
         self._in_flight: tuple[Any, Any] | None = None
 
     def end_step(self, steps: int) -> None:
-        """After ``steps`` steps, once a pass, look at what has been found; a device's numbers are a pass older."""
+        """Look at the numbers if a pass ends with this step; those of a device are a pass older.
+
+        Args:
+            steps: the number of steps taken so far.
+
+        Raises:
+            ValueError: the kernel has met a batch index out of range.
+        """
         if steps % self._n == 0 and self.tensor is not None and isinstance(self.tensor, paddle.Tensor):
             arrived = self._fetch()
             if arrived is not None:
                 self.look(arrived)
 
     def _fetch(self) -> np.ndarray | None:
-        """The numbers, if they can be had without waiting."""
+        """The kernel's numbers, if they can be had without waiting; otherwise None.
+
+        From a GPU they are copied in the background, and come with a later call.
+        """
         if self.tensor.place.is_cpu_place():
             return self.tensor.numpy()
         arrived = None
@@ -99,13 +118,22 @@ class Watch:
         return arrived
 
     def look(self, values: np.ndarray) -> float | None:
-        """Take note of what the kernel has found; raise or warn if need be. Returns the ratio of the last pass.
+        """Take note of the kernel's numbers, and raise or warn if they call for it.
 
-        The kernel's numbers alone decide, so it makes no difference which earlier passes somebody has looked at.
+        The numbers alone decide, so it makes no difference which earlier passes have been looked at.
+
+        Args:
+            values: a float64 array ``[WATCH_SIZE]``.
+
+        Returns:
+            The ratio of the last whole pass; None if there is none.
+
+        Raises:
+            ValueError: the kernel has met a batch index out of range since the last look.
         """
         before, found = (dict(zip(ENTRIES, numbers.tolist())) for numbers in (self._seen, values))
         if (found["passes"], found["steps"]) < (before["passes"], before["steps"]):
-            # A device's copy, overtaken by somebody who asked for the numbers and waited.
+            # This is a device's copy, and somebody has waited for newer numbers in the meantime.
             return self._ratio(self._seen)
         self._seen = values
         if found["refusals"] > before["refusals"]:
@@ -119,10 +147,11 @@ class Watch:
         return self._ratio(values)
 
     def _ratio(self, values: np.ndarray) -> float | None:
-        # With one slot both sums are the same.
+        """Ratio of the last whole pass; None with one slot, where both sums are the same."""
         return None if self._n == 1 else last_pass(values).ratio
 
     def _warn(self, ratio: float) -> None:
+        """Warn that slots do not fit their batches, with the ratio of the last pass and what to do about it."""
         wrong_index = (
             "batch_index is not the batch's own number (take it from sampler.enumerate(loader) of a "
             "paddle_asgd.FixedBatchSampler, not from Python's enumerate(loader))"
@@ -145,21 +174,30 @@ class Watch:
 
 
 def last_pass(values: np.ndarray, back: int = 0) -> Pass:
-    """The last whole pass in the kernel's numbers, or the one ``back`` before it; zeros before there is one."""
+    """A whole pass in the kernel's numbers; all zeros if there is none yet.
+
+    Args:
+        values: a float64 array ``[WATCH_SIZE]``.
+        back: how many passes before the last one; at most ``PASSES_JUDGED``.
+    """
     passes = int(values[ENTRIES.index("passes")])
     begin = len(ENTRIES) + 3 * ((passes - 1 - back) % PASSES_KEPT)
     return Pass(*values[begin : begin + 3].tolist())
 
 
 def does_harm(values: np.ndarray, n: int) -> bool:
-    """Whether the kernel's numbers speak of wrong slots that keep the steps from converging.
+    """Whether the kernel's numbers show wrong slots that keep the steps from converging.
 
-    Most of the passes that are judged exceed the threshold, the last among them, and the spread of none is well below
-    that of the pass before them.
+    That is so if most of the passes that are judged exceed the threshold, the last one among them, and no pass has a
+    spread well below that of the pass before them all.
+
+    Args:
+        values: a float64 array ``[WATCH_SIZE]``.
+        n: the number of slots.
     """
     if n == 1:
         return False
-    # A row that no pass has left yet has a spread of NaN, which no comparison below accepts.
+    # A pass that has not been yet has a spread of NaN, for which every comparison below is False.
     *judged, before = (last_pass(values, back) for back in range(PASSES_KEPT))
     above = [pass_.ratio is not None and pass_.ratio > threshold(n) for pass_ in judged]
     if not above[0] or sum(above) < PASSES_ABOVE:

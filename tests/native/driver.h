@@ -12,6 +12,7 @@ namespace native_test {
 using paddle_asgd::Scalar;
 using paddle_asgd::StepArgs;
 using paddle_asgd::TensorArgs;
+using paddle_asgd::Visit;
 
 constexpr double kRate = 0.075, kDecay = 0.3;
 
@@ -77,6 +78,11 @@ struct Plan {
     return step;
   }
 
+  // What the step finds in a clock `m`.
+  Visit visit(const int64_t* m) const {
+    return mode.indexed ? paddle_asgd::indexed_visit(m, slot, n) : paddle_asgd::cyclic_visit(m[0], n);
+  }
+
   Mode mode;
   int64_t n;
   Random random;
@@ -92,6 +98,13 @@ inline std::vector<TensorArgs> args_of(const Tensors& tensors) {
   return args;
 }
 
+// Everything that a step may change, tensor by tensor.
+inline std::vector<std::string> bytes_of(const Tensors& tensors) {
+  std::vector<std::string> bytes;
+  for (const auto& tensor : tensors) bytes.push_back(tensor->bytes());
+  return bytes;
+}
+
 inline bool on_cuda = false;
 
 // The first argument of a program of tests: cpu or cuda.
@@ -103,8 +116,7 @@ inline void choose_kernel(int argc, char** argv) {
 
 inline void run(const StepArgs& step) {
   if (!on_cuda) return paddle_asgd::asgd_cpu(step);
-  const char* error = paddle_asgd::asgd_cuda(step, 0, nullptr);
-  CHECK(error == nullptr, "%s", error);
+  succeed(paddle_asgd::asgd_cuda(step, 0, nullptr));
 }
 
 inline void take_step(const Tensors& tensors, int64_t n) {
@@ -115,6 +127,13 @@ inline void take_step(const Tensors& tensors, int64_t n) {
 inline void take_step(const Tensors& tensors, const Plan& plan) {
   const auto args = args_of(tensors);
   run(plan.step(args));
+}
+
+// One tensor of zeros.
+inline Tensors make_one(const Types& types, int64_t numel, int64_t n, int64_t offset = 0, bool indexed = false) {
+  Tensors tensors;
+  tensors.emplace_back(new Tensor(types, numel, n, offset, indexed));
+  return tensors;
 }
 
 inline Tensors make(const Types& types, const std::vector<int64_t>& sizes, int64_t n, int64_t offset, Random* random,

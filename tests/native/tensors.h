@@ -25,6 +25,11 @@ namespace native_test {
 
 using paddle_asgd::DType;
 
+// What only a damaged checkpoint can hold as a clock.
+constexpr int64_t kDamaged[] = {-1, -2, -1000003, INT64_MIN, INT64_MIN + 1, INT64_MAX, INT64_MAX - 1, int64_t{1} << 62};
+// Lengths of a history that no memory limits, because the history of an empty parameter has no bytes.
+constexpr int64_t kEndless[] = {int64_t{1} << 40, int64_t{1} << 61, int64_t{1} << 62, INT64_MAX};
+
 // Splitmix64: the same numbers with every compiler and library.
 class Random {
  public:
@@ -99,6 +104,9 @@ class Buffer {
     const void* from[] = {&single, &value, &half, &brain};  // in the order of DType
     std::memcpy(where, from[static_cast<int>(dtype_)], element());
   }
+  void fill(double value) {
+    for (size_t i = 0; i < size_ / element(); ++i) put(static_cast<int64_t>(i), value);
+  }
 
  private:
   template <typename S>
@@ -153,6 +161,9 @@ struct Tensor {
   void set_weight(int64_t e, double value) {
     param.put(e, value);
     if (types.master) master.put(e, value);
+  }
+  void set_weights(double value) {
+    for (int64_t e = 0; e < numel; ++e) set_weight(e, value);
   }
   const Buffer& weights() const { return types.master ? master : param; }
   int64_t* m() const { return static_cast<int64_t*>(clock.data()); }

@@ -15,8 +15,7 @@ double norm(const StepArgs& step, double sum) {
   if (!on_cuda) {
     paddle_asgd::asgd_norm_cpu(step, memory);
   } else {
-    const char* error = paddle_asgd::asgd_norm_cuda(step, memory, 0, nullptr);
-    CHECK(error == nullptr, "%s", error);
+    succeed(paddle_asgd::asgd_norm_cuda(step, memory, 0, nullptr));
   }
   return total.at(0);
 }
@@ -41,12 +40,9 @@ void check_norm(const Tensors& tensors, const Plan& plan) {
   StepArgs step = plan.step(args);
   // Of the index the norm may use no more than that there is one.
   step.batch_index.value = -1;
-  std::vector<std::string> bytes;
-  for (const auto& t : tensors) bytes.push_back(t->bytes());
+  const auto bytes = bytes_of(tensors);
   const double got = norm(step, 0.5), expected = 0.5 + expected_norm(tensors, plan);
-  // All terms are positive, so that their order is worth no more than a rounding error each.
-  CHECK(std::abs(got - expected) <= 1e-12 * expected, "%s, %s: %.17g, not %.17g", tensors[0]->types.name,
-        plan.mode.name, got, expected);
+  CHECK(close(got, expected), "%s, %s: %.17g, not %.17g", tensors[0]->types.name, plan.mode.name, got, expected);
   for (size_t i = 0; i < tensors.size(); ++i) CHECK(tensors[i]->bytes() == bytes[i], "tensor %zu", i);
 }
 
@@ -94,8 +90,7 @@ void check_many_tensors() {
 // Worked by hand, with learning rate or not: (6 / 3 + 0.25 * 4)^2 + (-3 / 3 + 0.25 * 2)^2 = 9.25.
 void check_worked_example() {
   for (const Types& types : kTypes) {
-    Tensors tensors;
-    tensors.emplace_back(new Tensor(types, 2, 7, 0));
+    const Tensors tensors = make_one(types, 2, 7);
     tensors[0]->set_weight(0, 4), tensors[0]->set_weight(1, 2);
     tensors[0]->d.put(0, 6), tensors[0]->d.put(1, -3);
     if (types.master) tensors[0]->param.put(0, 100);  // only a copy

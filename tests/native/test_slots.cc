@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "asgd_slots.h"
-#include "check.h"
 #include "tensors.h"
 
 namespace native_test {
@@ -14,7 +13,6 @@ namespace {
 
 using paddle_asgd::Visit;
 
-constexpr int64_t kDamaged[] = {-1, -2, -1000003, INT64_MIN, INT64_MIN + 1, INT64_MAX, INT64_MAX - 1, int64_t{1} << 62};
 constexpr int64_t kManyN[] = {1, 2, 3, 7, 63, 64, 65, 100, 1000003, int64_t{1} << 31, INT64_MAX};
 
 // No longer than it has to be, so that a sanitizer sees what lies behind.

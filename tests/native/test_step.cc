@@ -15,7 +15,6 @@ using paddle_asgd::kRefreshPasses;
 using paddle_asgd::kRefreshSpan;
 using paddle_asgd::Range;
 using paddle_asgd::Refresh;
-using paddle_asgd::Visit;
 
 // What one tensor held before a step.
 struct Before {
@@ -76,8 +75,7 @@ void check_elements(const Tensor& t, const Before& before, const Plan& plan, con
 }
 
 void check_step(const Tensor& t, const Before& before, const Plan& plan) {
-  const Visit visit = plan.mode.indexed ? paddle_asgd::indexed_visit(before.clock.data(), plan.slot, plan.n)
-                                        : paddle_asgd::cyclic_visit(before.clock[0], plan.n);
+  const Visit visit = plan.visit(before.clock.data());
   check_state(t, before, plan, visit);
   t.types.compute() == DType::kFloat64 ? check_elements<double>(t, before, plan, visit)
                                        : check_elements<float>(t, before, plan, visit);

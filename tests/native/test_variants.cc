@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What batch_index, batch_weights and theta promise whatever the formula looks like: worked numbers, and that each is
-// the plain step where it says the same. Must not compute an expected value by asgd_formula.h. `test_variants cpu`
-// tests the CPU's kernel, `test_variants cuda` the other.
+// What the step and its variants (batch_index, batch_weights, theta) promise whatever the formula looks like: worked
+// numbers, and that each variant is the plain step where it says the same. Must not compute an expected value by
+// asgd_formula.h. `test_variants cpu` tests the CPU's kernel, `test_variants cuda` the other.
 #include "driver.h"
 
 namespace native_test {
@@ -20,7 +20,16 @@ struct Example {
 };
 
 // Worked in fractions, exact in float32: learning_rate 3/4, weight_decay 1/4, n = 3, x = 2 at first.
-constexpr Example kExamples[] = {{"cyclic weighted",
+constexpr Example kExamples[] = {{"SAG",
+                                  false,
+                                  0,
+                                  {},
+                                  {{0, 4, 4, -1.375},
+                                   {1, -2, 2, -1.8671875},
+                                   {2, 1, 3, -2.26708984375},
+                                   {0, 3, 2, -2.342010498046875},
+                                   {1, -1, 3, -2.652883529663086}}},
+                                 {"cyclic weighted",
                                   false,
                                   0,
                                   {0.5, 1, 1.5},
@@ -72,13 +81,12 @@ void check_worked_examples() {
     for (const Example& example : kExamples) {
       Plan plan({example.name, example.indexed, example.weights[0] != 0, example.theta}, 3, 1);
       for (int64_t i = 0; plan.mode.weighted && i < 3; ++i) plan.weights.put(i, example.weights[i]);
-      Tensors tensors;
-      tensors.emplace_back(new Tensor(types, 5, 3, 1, example.indexed));
+      const Tensors tensors = make_one(types, 5, 3, 1, example.indexed);
       Tensor& t = *tensors[0];
-      for (int64_t e = 0; e < 5; ++e) t.set_weight(e, 2);
+      t.set_weights(2);
       const auto args = args_of(tensors);
       for (const Row& row : example.rows) {
-        for (int64_t e = 0; e < 5; ++e) t.grad.put(e, row.g);
+        t.grad.fill(row.g);
         plan.slot = row.slot;
         StepArgs step = plan.step(args);
         step.learning_rate = number(0.75);

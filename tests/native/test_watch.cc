@@ -14,7 +14,6 @@ namespace {
 
 using paddle_asgd::kWatchRun;
 using paddle_asgd::kWatchWindow;
-using paddle_asgd::Visit;
 using paddle_asgd::watch_begin;
 using paddle_asgd::WatchEntry;
 
@@ -30,7 +29,7 @@ void check_runs() {
         CHECK(run + kWatchRun <= begin + kWatchWindow, "numel %ld, window %ld, m %ld: %ld", numel, window, m, run);
         return (run - begin) / kWatchRun;
       };
-      for (const int64_t m : {int64_t{-1}, int64_t{-7}, INT64_MIN, INT64_MAX, int64_t{1} << 62}) check_run(m);
+      for (const int64_t m : kDamaged) check_run(m);
       // Every run is reached: at every step, every eighth, and where a slot comes every n steps.
       for (const int64_t every : {1, 8, 3, 10, 64, 100, 257}) {
         std::vector<bool> reached((end - begin + kWatchRun - 1) / kWatchRun);
@@ -99,8 +98,7 @@ void add_sums(const Tensors& tensors, const Plan& plan, Sums* sums) {
   const int64_t stride = paddle_asgd::watch_stride(windows);
   const int64_t first = paddle_asgd::slot_of_step(tensors[0]->m()[0], stride);
   for (const auto& t : tensors) {
-    const Visit visit = plan.mode.indexed ? paddle_asgd::indexed_visit(t->m(), plan.slot, plan.n)
-                                          : paddle_asgd::cyclic_visit(t->m()[0], plan.n);
+    const Visit visit = plan.visit(t->m());
     const double divisor = paddle_asgd::weight_seen(visit, t->m(), plan.mode.indexed, plan.n, plan.batch_weights());
     for (int64_t window = 0; window < windows_of(*t); ++window) {
       if (!visit.seen_before || (before + window) % stride != first) continue;
@@ -111,9 +109,6 @@ void add_sums(const Tensors& tensors, const Plan& plan, Sums* sums) {
     before += windows_of(*t);
   }
 }
-
-// All terms are positive, so that their order is worth no more than a rounding error each.
-bool close(double a, double b) { return std::abs(a - b) <= 1e-12 * std::abs(b); }
 
 // Takes steps with the watch and without. `sums`: whether a launch sees all tensors, so that its sample is known.
 void check_steps(const Tensors& watched, const Tensors& unwatched, Plan* plan, int64_t steps, bool sums) {
@@ -193,15 +188,14 @@ void check_many_tensors() {
 
 // Worked by hand: n = 2, four elements alike. d is 6 before the first replacement, 7 before the second.
 void check_worked_example() {
-  Tensors tensors;
-  tensors.emplace_back(new Tensor(kTypes[0], 4, 2, 0));
+  const Tensors tensors = make_one(kTypes[0], 4, 2);
   Plan plan(kModes[0], 2, 17);
   plan.watches = true;
   const struct {
     double g, replaced, centred, last_replaced, last_centred;
   } kRows[] = {{2, 0, 0, 0, 0}, {4, 0, 0, 0, 0}, {3, 4, 0, 0, 0}, {1, 0, 0, 40, 25}, {3, 0, 4, 40, 25}};
   for (const auto& row : kRows) {
-    for (int64_t e = 0; e < 4; ++e) tensors[0]->grad.put(e, row.g);
+    tensors[0]->grad.fill(row.g);
     take_step(tensors, plan);
     const double* got = plan.watch_sums();
     CHECK(got[paddle_asgd::kReplaced] == row.replaced && got[paddle_asgd::kCentred] == row.centred, "%g: %g %g", row.g,
@@ -218,8 +212,7 @@ void check_worked_example() {
 
 // Nothing but the two entries, or not even these, may change.
 void check_refusal(const Tensors& tensors, Plan* plan, int64_t index, bool inf) {
-  std::vector<std::string> bytes;
-  for (const auto& t : tensors) bytes.push_back(t->bytes());
+  const auto bytes = bytes_of(tensors);
   std::vector<double> expected(plan->watch_sums(), plan->watch_sums() + paddle_asgd::kWatchSize);
   if (plan->watches && !inf) {
     expected[paddle_asgd::kRefusals] += 1;

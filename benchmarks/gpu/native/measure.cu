@@ -152,8 +152,6 @@ class Clock {
   cudaEvent_t begin_, end_;
 };
 
-void succeed(const char* error) { CHECK(error == nullptr, "%s", error); }
-
 void time_case(const Case& c) {
   size_t free = 0, total = 0;
   CUDA(cudaMemGetInfo(&free, &total));

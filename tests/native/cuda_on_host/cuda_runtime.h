@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// As much of CUDA as asgd_cuda.cu uses, on the host: every thread of every block runs to its end, one after the other.
+// As much of CUDA as the kernels use, on the host: every thread of every block runs to its end, one after the other.
 // Serves to check indices, alignment and order of the kernel where no GPU is. Must not be on the path of a real build.
 #pragma once
 

@@ -14,7 +14,7 @@ struct uint4 {
 };
 
 #define launch_on_host launch_at_once
-#include "../../../../tests/native/cuda_on_host/cuda_runtime.h"
+#include "../../native/cuda_on_host/cuda_runtime.h"
 #undef launch_on_host
 
 constexpr cudaError_t cudaErrorMemoryAllocation = 2;

@@ -8,10 +8,6 @@
 namespace gpu {
 namespace {
 
-using native_test::kModes;
-using native_test::kTypes;
-using native_test::Random;
-
 bool quick = false, flip = false, whole = true;
 
 std::string place(const Twin& twin, int64_t step) {

@@ -6,10 +6,6 @@
 namespace gpu {
 namespace {
 
-using native_test::kModes;
-using native_test::kTypes;
-using native_test::Random;
-
 bool whole = true;
 
 struct Graph {

@@ -21,6 +21,7 @@ from problems import Quadratic, bits, state_of
 
 import paddle_asgd
 from paddle_asgd import ASGD
+from paddle_asgd.uninterrupted import uninterrupted
 
 SHAPES = [[5], [], [2, 3]]
 N = 3
@@ -267,3 +268,11 @@ def test_signals_at_random_moments() -> None:
     finally:
         signal.signal(signal.SIGUSR1, handler)
     assert 0 < taken < SIGNALS * len(CASES)
+
+
+def test_calls_are_made_in_order_until_one_fails() -> None:
+    made: list[int] = []
+    calls = [partial(made.append, 1), partial(made.append, 2), partial(made.pop, 7), partial(made.append, 3)]
+    with pytest.raises(IndexError, match="pop index out of range"):
+        uninterrupted(*calls)
+    assert made == [1, 2]
