@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shortcut of a dygraph step: answers whether this step is like the last one, and with which gradients.
+"""The shortcut of a dygraph step: the native plan of a step that is like the last one, and what it was made of.
 
-Must not begin, take or end a step (fused.py). In the least doubt the answer is None, and the step goes the full way.
+Must not begin, take or end a step (fused.py). What the plan compares at each step is in csrc/paddle_plan.h. In the
+least doubt it refuses, and the step goes the full way.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import native
 from .arguments import is_tensor
 from .options import Bucket, ParameterOptions
+from .state import ParameterState
 
 
 class Shortcut(NamedTuple):
@@ -21,13 +24,14 @@ class Shortcut(NamedTuple):
     """
 
     bucket: Bucket
-    #: for each parameter the multiplier of the learning rate that lay on it
-    multipliers: list
-    multi_precision: bool
+    #: the native plan, which finds the gradients and compares everything else
+    plan: Any
+    #: objects that the optimizer had then
+    seen: tuple[Any, ...]
 
     @classmethod
     def of(
-        cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, multi_precision: bool
+        cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, state: ParameterState, seen: tuple
     ) -> Shortcut | None:
         """Make a shortcut from a full step; None where it could be wrong.
 
@@ -36,7 +40,8 @@ class Shortcut(NamedTuple):
             buckets: what the step updated.
             options: the parameters' options. There is no shortcut with groups, which may be edited, or with
                 regularizers.
-            multi_precision: whether 16-bit parameters have master weights.
+            state: where the parameters' state is kept.
+            seen: objects of the optimizer that must be the same ones at the next step.
         """
         if len(buckets) != 1 or options.has_groups:
             return None
@@ -47,19 +52,14 @@ class Shortcut(NamedTuple):
             return None
         if any(options.of(param).regularizer is not None for param in bucket.params):
             return None
-        return cls(bucket._replace(grads=[]), [_multiplier(param) for param in bucket.params], multi_precision)
+        lists = [tensors for tensors in (bucket.params, *bucket.state, bucket.masters) if tensors is not None]
+        multipliers = [_multiplier(param) for param in bucket.params]
+        plan = native.step_plan(parameters, bucket.params, multipliers, lists, state.dictionaries)
+        return None if plan is None else cls(bucket._replace(grads=[]), plan, seen)
 
-    def bucket_now(self, parameters: list, multi_precision: bool) -> Bucket | None:
-        """Bucket of this step, with its gradients; None if anything else might differ from the last step.
-
-        Args:
-            parameters: all parameters of the optimizer.
-            multi_precision: whether 16-bit parameters have master weights now.
-        """
-        if self.multi_precision is not multi_precision:
-            return None
-        grads = native.plain_gradients(parameters, self.bucket.params, self.multipliers)
-        return None if grads is None else self.bucket._replace(grads=grads)
+    def holds(self, seen: tuple) -> bool:
+        """Whether the optimizer has the same objects as then. The plan compares the rest when the step is taken."""
+        return _same(self.seen, seen)
 
 
 def _multiplier(param: Any) -> Any:
@@ -68,6 +68,6 @@ def _multiplier(param: Any) -> Any:
     return (attributes or {}).get("learning_rate")
 
 
-def _same(left: list, right: list) -> bool:
+def _same(left: Sequence, right: Sequence) -> bool:
     """Whether two lists hold the same objects; ``==`` between tensors would compute."""
     return len(left) == len(right) and all(map(operator.is_, left, right))

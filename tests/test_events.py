@@ -17,6 +17,7 @@ from problems import Quadratic
 
 from paddle_asgd import ASGD
 from paddle_asgd.fused import FusedOptimizer
+from paddle_asgd.shortcut import Shortcut
 
 pytestmark = pytest.mark.shortcut
 
@@ -384,8 +385,8 @@ def test_shortcut_and_full_way(request: pytest.FixtureRequest, monkeypatch: pyte
     shortcuts, outcomes, happened = [], [], set()
     step_by_shortcut = FusedOptimizer._step_by_shortcut
 
-    def counted(optimizer: ASGD) -> bool:
-        shortcuts.append(step_by_shortcut(optimizer))
+    def counted(optimizer: ASGD, shortcut: Shortcut) -> bool:
+        shortcuts.append(step_by_shortcut(optimizer, shortcut))
         return shortcuts[-1]
 
     monkeypatch.setattr(FusedOptimizer, "_step_by_shortcut", counted)

@@ -208,6 +208,13 @@ class ASGD(FusedOptimizer):
             *(inputs.index.next, inputs.weights_of(bucket), inputs.theta(), watch),
         )
 
+    def _planned_call(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any]) -> Callable[[], None]:
+        inputs = self._inputs
+        watch = inputs.watch_of(bucket, self._state)
+        return native.asgd_planned_call(
+            plan, *rates, inputs.index.next, inputs.weights_of(bucket), inputs.theta(), watch
+        )
+
     # ---- What the user may ask --------------------------------------------------------------------------------------
 
     @property

@@ -124,7 +124,8 @@ class StepInputs:
             ValueError: the batch index is missing, or the callable's result is not a finite number of at least 0.
         """
         self.index.require()
-        self.index.warn_if_mixed()
+        if self.index.mixed is not None:
+            self.index.warn_of_mixture()
         # The callable is asked once for each step, however many native calls and attempts the step takes.
         if callable(self._theta) and (self._theta_now is None or self._theta_now[0] != self._steps):
             if not in_dygraph_mode():
@@ -136,12 +137,8 @@ class StepInputs:
 
     def step_taken(self) -> list[Callable[[], Any]]:
         """C calls that note a step as taken or skipped: the index is used up, and the count of steps goes on."""
-        change = partial(setattr, self.index)
-        return [
-            partial(change, "next", None),
-            partial(change, "mixed", None),
-            partial(setattr, self, "_steps", self._steps + 1),
-        ]
+        counted = partial(setattr, self, "_steps", self._steps + 1)
+        return [counted, partial(vars(self.index).update, next=None, mixed=None)] if self.index.in_use else [counted]
 
     def end(self) -> None:
         """Let the watch look at its numbers after a step that was taken or skipped."""
