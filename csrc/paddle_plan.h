@@ -95,7 +95,7 @@ class SeenTensors {
     const Entry& entry = entries_[i];
     __builtin_prefetch(entry.tensor);
     const char* description = reinterpret_cast<const char*>(entry.dense);
-    for (int line = 0; line < 4; ++line) __builtin_prefetch(description + 64 * line);
+    for (int line = 0; line < 5; ++line) __builtin_prefetch(description + 64 * line);
   }
 
   // Compares tensor `i`, whose numbers begin at `*number`, and moves that on to the next tensor's. On a GPU the address
@@ -258,7 +258,8 @@ class StepPlan {
     size_t count = 0;
     // Reading an attribute may run any code, so nothing about the list is kept over it.
     for (size_t at = 0; at < parameters_.size(); ++at) {
-      if (count + kFar < trained_.size()) fetch_object(count + kFar);
+      if (count + kFar < trained_.size()) __builtin_prefetch(PyTuple_GET_ITEM(trained_.ptr(), count + kFar));
+      if (count + kNear < trained_.size()) fetch_attributes(count + kNear);
       const pybind11::object param = parameters_[at];
       if (Attributes::is_frozen(param.ptr())) continue;
       if (count == trained_.size() || PyTuple_GET_ITEM(trained_.ptr(), count) != param.ptr()) throw Stale();
@@ -284,7 +285,12 @@ class StepPlan {
     }
   }
 
-  void fetch_object(size_t i) const { __builtin_prefetch(PyTuple_GET_ITEM(trained_.ptr(), i)); }
+  // What autograd keeps of a parameter, whether it is frozen among that, and where Python keeps its attributes.
+  void fetch_attributes(size_t i) const {
+    __builtin_prefetch(tensors_[0][i]->get_autograd_meta());
+    PyObject** dict = _PyObject_GetDictPtr(PyTuple_GET_ITEM(trained_.ptr(), i));
+    if (dict != nullptr) __builtin_prefetch(*dict);
+  }
 
   void fetch(size_t i) const {
     const size_t width = tensors_.size();
