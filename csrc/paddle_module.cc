@@ -160,7 +160,8 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
   py::class_<StepPlan>(module, "StepPlan")
       .def(py::init<const py::list&, const py::tuple&, const py::tuple&, const py::tuple&, const py::list&>(),
            py::arg("parameters"), py::arg("trained"), py::arg("multipliers"), py::arg("lists"),
-           py::arg("dictionaries"));
+           py::arg("dictionaries"))
+      .def_property_readonly("reads_gradients", &StepPlan::reads_gradients);
   module.def("asgd_planned", &paddle_asgd::asgd_planned, py::arg("plan"), py::arg("learning_rate"),
              py::arg("weight_decay"), py::arg("batch_index"), py::arg("batch_weights"), py::arg("theta"),
              py::arg("watch"));

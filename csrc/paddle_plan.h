@@ -197,6 +197,9 @@ class StepPlan {
     direct_ = can_read_gradients();
   }
 
+  // Whether without an object of Python for each.
+  bool reads_gradients() const { return direct_; }
+
   size_t lists() const { return tensors_.size(); }
   const Tensors& list(size_t k) const { return tensors_[k]; }
 
