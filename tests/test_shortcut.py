@@ -389,7 +389,8 @@ def test_a_plan_that_cannot_read_gradients_asks_python_for_them() -> None:
         if not direct:
             planned.params[0].clear_gradient(False)
             lists = [planned.params, *shortcut.bucket.state]
-            plan = native.step_plan(planned.params, planned.params, [1.0, 1.0], lists, [])
+            multipliers = [param.optimize_attr["learning_rate"] for param in planned.params]
+            plan = native.step_plan(planned.params, planned.params, multipliers, lists, [])
             assert not plan.reads_gradients
             planned.optimizer._shortcut = shortcut._replace(plan=plan)
         for scale in (0.5, -2.0):
