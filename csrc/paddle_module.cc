@@ -86,9 +86,9 @@ Planned plan_of(const StepPlan& plan, bool indexed) {
 // A step by a plan of the lists params, d, y, m and, where there are any, master weights.
 void asgd_planned(StepPlan& plan, const pybind11::object& learning_rate, const pybind11::object& weight_decay,
                   const pybind11::object& batch_index, const pybind11::object& batch_weights,
-                  const pybind11::object& theta, const pybind11::object& watch) {
+                  const pybind11::object& theta, const pybind11::object& watch, const pybind11::list& notes) {
   plan.take(
-      "asgd_update_",
+      "asgd_update_", notes,
       [&]() {
         const bool indexed = !batch_index.is_none();
         Planned& planned = plan.prepared<Planned>([&]() { return plan_of(plan, indexed); });
@@ -157,12 +157,11 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
              py::arg("weight_decay"), py::arg("sum"));
   module.def("watch_wants_a_look", &paddle_asgd::watch_wants_a_look, py::arg("watch"), py::arg("threshold"));
   using paddle_asgd::StepPlan;
-  py::class_<StepPlan>(module, "StepPlan")
+  py::class_<StepPlan>(module, "StepPlan", py::custom_type_setup(&StepPlan::make_collectable))
       .def(py::init<const py::list&, const py::tuple&, const py::tuple&, const py::tuple&, const py::list&>(),
-           py::arg("parameters"), py::arg("trained"), py::arg("multipliers"), py::arg("lists"),
-           py::arg("dictionaries"))
+           py::arg("parameters"), py::arg("trained"), py::arg("multipliers"), py::arg("lists"), py::arg("dictionaries"))
       .def_property_readonly("reads_gradients", &StepPlan::reads_gradients);
   module.def("asgd_planned", &paddle_asgd::asgd_planned, py::arg("plan"), py::arg("learning_rate"),
              py::arg("weight_decay"), py::arg("batch_index"), py::arg("batch_weights"), py::arg("theta"),
-             py::arg("watch"));
+             py::arg("watch"), py::arg("notes"));
 }

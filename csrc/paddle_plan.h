@@ -48,18 +48,25 @@ std::shared_ptr<const void> memory_owner(const Dense&, long) {
   return nullptr;
 }
 
-// A dictionary of Python as it was: the same keys with the same values, in their order.
+// A dictionary of Python as it was: the same values under its keys, in their order; or under a few of its keys.
 class SeenDictionary {
  public:
   explicit SeenDictionary(const pybind11::dict& dictionary) : dictionary_(dictionary) {
     PyObject *key, *value;
-    for (Py_ssize_t at = 0; PyDict_Next(dictionary_.ptr(), &at, &key, &value);) {
-      items_.emplace_back(pybind11::reinterpret_borrow<pybind11::object>(key),
-                          pybind11::reinterpret_borrow<pybind11::object>(value));
-    }
+    for (Py_ssize_t at = 0; PyDict_Next(dictionary_.ptr(), &at, &key, &value);) add(key, value);
+  }
+
+  SeenDictionary(const pybind11::dict& dictionary, const pybind11::tuple& keys) : dictionary_(dictionary), few_(true) {
+    for (const pybind11::handle key : keys) add(key.ptr(), PyDict_GetItemWithError(dictionary_.ptr(), key.ptr()));
   }
 
   bool unchanged() const {
+    if (few_) {
+      for (const auto& [key, value] : items_) {
+        if (PyDict_GetItemWithError(dictionary_.ptr(), key.ptr()) != value.ptr()) return false;
+      }
+      return true;
+    }
     if (static_cast<size_t>(PyDict_GET_SIZE(dictionary_.ptr())) != items_.size()) return false;
     PyObject *key, *value;
     size_t i = 0;
@@ -69,8 +76,23 @@ class SeenDictionary {
     return i == items_.size();
   }
 
+  template <typename Visit>
+  int visit(const Visit& visit) const {
+    int found = visit(dictionary_.ptr());
+    for (const auto& [key, value] : items_) {
+      if (found == 0 && value) found = visit(value.ptr());
+    }
+    return found;
+  }
+
  private:
+  void add(PyObject* key, PyObject* value) {
+    items_.emplace_back(pybind11::reinterpret_borrow<pybind11::object>(key),
+                        pybind11::reinterpret_borrow<pybind11::object>(value));
+  }
+
   pybind11::dict dictionary_;
+  bool few_ = false;
   std::vector<std::pair<pybind11::object, pybind11::object>> items_;
 };
 
@@ -177,7 +199,7 @@ class StepPlan {
  public:
   // All parameters of an optimizer; those of them that had a gradient, in their order; for each of these what lay in
   // its optimize_attr["learning_rate"], or None; its lists, the parameters themselves first; and the dictionaries that
-  // the lists were taken from.
+  // must stay as they are, each alone or in a pair with the keys that matter.
   StepPlan(const pybind11::list& parameters, const pybind11::tuple& trained, const pybind11::tuple& multipliers,
            const pybind11::tuple& lists, const pybind11::list& dictionaries)
       : parameters_(parameters), trained_(trained), multipliers_(multipliers), lists_(lists) {
@@ -186,7 +208,12 @@ class StepPlan {
       if (tensors_.back().size() != trained.size()) throw Stale();
     }
     for (const pybind11::handle dictionary : dictionaries) {
-      dictionaries_.emplace_back(pybind11::reinterpret_borrow<pybind11::dict>(dictionary));
+      if (PyTuple_Check(dictionary.ptr())) {
+        const auto pair = pybind11::reinterpret_borrow<pybind11::tuple>(dictionary);
+        dictionaries_.emplace_back(pair[0].cast<pybind11::dict>(), pair[1].cast<pybind11::tuple>());
+      } else {
+        dictionaries_.emplace_back(pybind11::reinterpret_borrow<pybind11::dict>(dictionary));
+      }
     }
     for (size_t i = 0; i < trained.size(); ++i) {
       for (const Tensors& list : tensors_) seen_.add(*list[i]);
@@ -195,6 +222,28 @@ class StepPlan {
     gradients_.resize(trained.size());
     held_.resize(trained.size());
     direct_ = can_read_gradients();
+  }
+
+  // Python's search for circles: the optimizer owns the plan, and the plan holds the optimizer's dictionary.
+  static void make_collectable(PyHeapTypeObject* heap_type) {
+    heap_type->ht_type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+    heap_type->ht_type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) -> int {
+      Py_VISIT(Py_TYPE(self));
+      auto* instance = reinterpret_cast<pybind11::detail::instance*>(self);
+      // The search may come while the plan is being made.
+      if (!instance->get_value_and_holder().holder_constructed()) return 0;
+      const StepPlan& plan = pybind11::cast<const StepPlan&>(pybind11::handle(self));
+      const auto show = [&](PyObject* object) { return visit(object, arg); };
+      int found = 0;
+      for (PyObject* object :
+           {plan.parameters_.ptr(), plan.trained_.ptr(), plan.multipliers_.ptr(), plan.lists_.ptr()}) {
+        if (found == 0) found = show(object);
+      }
+      for (const SeenDictionary& dictionary : plan.dictionaries_) {
+        if (found == 0) found = dictionary.visit(show);
+      }
+      return found;
+    };
   }
 
   // Whether without an object of Python for each.
@@ -211,9 +260,10 @@ class StepPlan {
   }
 
   // Takes a step: `read` reads the arguments from Python, `check` makes the kernel's arguments of them and of the
-  // gradients, and `run` runs the kernel, while other threads may run. A ValueError means that nothing has been done.
+  // gradients, and `run` runs the kernel, while other threads may run. Behind it come `notes`, functions of C without
+  // arguments: no interrupt can come between. A ValueError means that nothing has been done.
   template <typename Read, typename Check, typename Run>
-  void take(const char* name, const Read& read, const Check& check, const Run& run) {
+  void take(const char* name, const pybind11::list& notes, const Read& read, const Check& check, const Run& run) {
     // Another thread is within a step of this plan.
     if (busy_) throw pybind11::value_error("the plan is in use");
     const Busy busy(this);
@@ -226,8 +276,11 @@ class StepPlan {
       const auto step = check(received, gradients_, &sparse);
       // Other threads may drop what a gradient was.
       for (size_t i = 0; i < gradients_.size(); ++i) held_[i] = gradients_[i]->impl();
-      pybind11::gil_scoped_release release;
-      run(step);
+      {
+        pybind11::gil_scoped_release release;
+        run(step);
+      }
+      for (const pybind11::handle note : notes) note();
     } catch (const KindError& error) {
       throw pybind11::type_error(std::string(name) + ": " + error.what());
     } catch (const ArgumentError& error) {

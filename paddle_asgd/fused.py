@@ -126,16 +126,17 @@ class FusedOptimizer(Optimizer):
         """
         raise NotImplementedError
 
-    def _planned_call(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any]) -> Callable[[], None]:
-        """Prepare the same call by a plan; for subclasses, which without it take every step the full way.
+    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any], notes: list[Callable[[], Any]]) -> None:
+        """Take a step by a plan. For subclasses; without it every step goes the full way.
 
         Args:
             plan: of the bucket's lists, the parameters first, then those of its state and the master weights.
             bucket: the same as in the last step, but for the gradients.
             rates: the learning rate and the weight decay.
+            notes: functions of C that the native call makes behind the update.
 
-        Returns:
-            A call of C alone; it raises ValueError, and has done nothing, if the plan does not hold.
+        Raises:
+            ValueError: the plan does not hold. Nothing has been done.
         """
         raise NotImplementedError
 
@@ -313,15 +314,15 @@ class FusedOptimizer(Optimizer):
         Returns:
             False if the step has to go the full way. Nothing has been done in that case.
         """
-        if not (self._is_plain() and in_dygraph_mode() and shortcut.holds(self._seen())):
+        if not in_dygraph_mode():
             return False
         bucket = shortcut.bucket
         try:
             self._begin_step()
             if self._shortcut is not shortcut:
-                return False  # the state has changed
+                return False  # the subclass has changed the state
             rates = (self._learning_rate_of_step(bucket.learning_rate), self._decay_of_step(bucket.weight_decay))
-            uninterrupted(self._planned_call(shortcut.plan, bucket, rates), *self._step_taken())
+            self._take_planned(shortcut.plan, bucket, rates, self._step_taken())
         except ValueError:
             # Something differs, or a gradient is strided. The full way makes a copy of it or says what is wrong.
             self._shortcut = None
@@ -329,12 +330,14 @@ class FusedOptimizer(Optimizer):
         self._end_step()
         return True
 
-    def _seen(self) -> tuple:
-        """What has to be the same objects in a step by the shortcut as in the one before."""
-        return (
-            *(self._parameter_list, self._multi_precision, self._first_part),
-            *(self._accumulators, self._master_weights),
-        )
+    def _make_shortcut(self, buckets: list[Bucket]) -> None:
+        """Spare the next step what this one has found out, if it will be like this one."""
+        if not self._is_plain() or type(self)._take_planned is FusedOptimizer._take_planned:
+            return
+        own = ("_parameter_list", "_multi_precision", "_first_part", "_grad_clip", "_accumulators", "_master_weights")
+        seen = [(vars(self), (*own, "_auxiliary_vars")), (self._auxiliary_vars, ("found_inf",))]
+        seen += self._state.dictionaries
+        self._shortcut = Shortcut.of(self._parameter_list, buckets, self._options, seen)
 
     def _forget_shortcut(self) -> None:
         """Send the next step the full way, because tensors that the shortcut holds are about to change."""
@@ -420,9 +423,7 @@ class FusedOptimizer(Optimizer):
                 self._shortcut = None
                 pairs = [(p, self._native_form(p, g)) for p, g in pairs]
                 buckets = self._update_buckets(pairs, None, ends)
-                if self._is_plain() and type(self)._planned_call is not FusedOptimizer._planned_call:
-                    seen = self._seen()
-                    self._shortcut = Shortcut.of(self._parameter_list, buckets, self._options, self._state, seen)
+                self._make_shortcut(buckets)
             if ends:
                 self._end_step()
             return []

@@ -186,7 +186,8 @@ def step_plan(parameters: list, trained: list, multipliers: list, lists: list[li
         trained: those of them that had a gradient, in their order.
         multipliers: for each of ``trained`` what lay in its ``optimize_attr["learning_rate"]``, or None.
         lists: the tensors of each of ``trained`` in parallel lists, of which ``trained`` is the first.
-        dictionaries: those that the tensors were taken from, which must still hold the same objects at each step.
+        dictionaries: those that must hold the same objects at each step, each alone or in a pair with the keys that
+            matter.
     """
     try:
         return _C.StepPlan(parameters, tuple(trained), tuple(multipliers), tuple(lists), dictionaries)
@@ -194,13 +195,27 @@ def step_plan(parameters: list, trained: list, multipliers: list, lists: list[li
         return None
 
 
-def asgd_planned_call(*arguments: Any) -> Callable[[], None]:
-    """A call, yet to be made, of ``asgd_update`` by a plan of the lists params, d, y, m and, if there are any, masters.
+def asgd_planned(
+    plan: Any,
+    learning_rate: float | Any,
+    weight_decay: float | Any,
+    batch_index: int | Any | None,
+    batch_weights: Any | None,
+    theta: float | Any | None,
+    watch: Any | None,
+    notes: list[Callable[[], Any]],
+) -> None:
+    """Take the step of ``asgd_update`` by a plan of the lists params, d, y, m and, if there are any, masters.
 
-    Its arguments are the plan, the learning rate, the weight decay, the batch index, the batch weights, theta and the
-    watch. It raises ValueError, and has done nothing, if anything but the gradients is not as the plan knows it.
+    Args:
+        plan: made by ``step_plan``.
+        learning_rate, weight_decay, batch_index, batch_weights, theta, watch: as for ``asgd_update``.
+        notes: functions of C, called after the update; no interrupt can come between.
+
+    Raises:
+        ValueError: anything but the gradients is not as the plan knows it. Nothing has been done.
     """
-    return partial(_C.asgd_planned, *arguments)
+    _C.asgd_planned(plan, learning_rate, weight_decay, batch_index, batch_weights, theta, watch, notes)
 
 
 def _check_static(operator: str, params: Tensors, masters: Tensors | None, **scalars: Any) -> None:

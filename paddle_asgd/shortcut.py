@@ -8,13 +8,11 @@ least doubt it refuses, and the step goes the full way.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import native
 from .arguments import is_tensor
 from .options import Bucket, ParameterOptions
-from .state import ParameterState
 
 
 class Shortcut(NamedTuple):
@@ -26,12 +24,10 @@ class Shortcut(NamedTuple):
     bucket: Bucket
     #: the native plan, which finds the gradients and compares everything else
     plan: Any
-    #: objects that the optimizer had then
-    seen: tuple[Any, ...]
 
     @classmethod
     def of(
-        cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, state: ParameterState, seen: tuple
+        cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, dictionaries: list
     ) -> Shortcut | None:
         """Make a shortcut from a full step; None where it could be wrong.
 
@@ -40,8 +36,7 @@ class Shortcut(NamedTuple):
             buckets: what the step updated.
             options: the parameters' options. There is no shortcut with groups, which may be edited, or with
                 regularizers.
-            state: where the parameters' state is kept.
-            seen: objects of the optimizer that must be the same ones at the next step.
+            dictionaries: what must be as it is at the next step (``native.step_plan``).
         """
         if len(buckets) != 1 or options.has_groups:
             return None
@@ -54,12 +49,8 @@ class Shortcut(NamedTuple):
             return None
         lists = [tensors for tensors in (bucket.params, *bucket.state, bucket.masters) if tensors is not None]
         multipliers = [_multiplier(param) for param in bucket.params]
-        plan = native.step_plan(parameters, bucket.params, multipliers, lists, state.dictionaries)
-        return None if plan is None else cls(bucket._replace(grads=[]), plan, seen)
-
-    def holds(self, seen: tuple) -> bool:
-        """Whether the optimizer has the same objects as then. The plan compares the rest when the step is taken."""
-        return _same(self.seen, seen)
+        plan = native.step_plan(parameters, bucket.params, multipliers, lists, dictionaries)
+        return None if plan is None else cls(bucket._replace(grads=[]), plan)
 
 
 def _multiplier(param: Any) -> Any:
@@ -68,6 +59,6 @@ def _multiplier(param: Any) -> Any:
     return (attributes or {}).get("learning_rate")
 
 
-def _same(left: Sequence, right: Sequence) -> bool:
+def _same(left: list, right: list) -> bool:
     """Whether two lists hold the same objects; ``==`` between tensors would compute."""
     return len(left) == len(right) and all(map(operator.is_, left, right))

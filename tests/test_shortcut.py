@@ -403,6 +403,7 @@ def test_a_plan_that_cannot_read_gradients_asks_python_for_them() -> None:
 
 @pytest.mark.shortcut
 def test_a_plan_keeps_no_optimizer_alive() -> None:
+    """It holds the dictionary of the optimizer that owns it: a circle, which Python has to see."""
     planned = Planned()
     optimizer = weakref.ref(planned.optimizer)
     assert planned.takes_step()
