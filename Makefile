@@ -17,7 +17,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cc csrc/*.cu)
 help:
 	@echo "make demo   what the method is for, beside SGD, Momentum and Adam, and where it gains nothing; two pictures"
 	@echo "make test   the whole test suite"
-	@echo "make bench  time a step beside Paddle's and torch's optimizers, and whole problems beside scikit-learn's solvers"
+	@echo "make bench  time a step and an average beside those of Paddle and torch, and whole problems beside scikit-learn's solvers"
 	@echo "make lint   ruff and clang-format"
 	@echo "make clean  remove $(VENV) and what was built"
 	@echo "Some tests:     make test TESTS='tests/test_asgd.py --no-shortcut'"
@@ -38,6 +38,7 @@ test: $(VENV)/built
 
 bench: $(VENV)/built
 	$(PY) -m benchmarks
+	$(PY) -m benchmarks.averages
 	$(PY) -m benchmarks.solvers
 
 lint: $(VENV)/linters

@@ -72,6 +72,14 @@ PADDLE_ASGD_HOST_DEVICE void close_step(double* watch, int64_t n) {
   watch[kSteps] = 0;
 }
 
+// Whether there is anything to say after the last whole pass: its ratio exceeds the threshold, or an index was refused.
+inline bool wants_a_look(const double* watch, double threshold) {
+  if (watch[kRefusals] > 0) return true;
+  if (watch[kPasses] == 0) return false;
+  const double* row = watch + kKept + 3 * ((static_cast<int64_t>(watch[kPasses]) - 1) % kPassesKept);
+  return row[kReplaced] > threshold * row[kCentred];
+}
+
 PADDLE_ASGD_HOST_DEVICE void refuse_index(double* watch, int64_t index) {
   watch[kRefusals] += 1;
   watch[kRefusedIndex] = static_cast<double>(index);

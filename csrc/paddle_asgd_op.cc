@@ -51,9 +51,8 @@ TensorArgs check_state(const Received& r, size_t i, const Check& check, const DD
   return t;
 }
 
-// Checks one parameter with its gradient and state, and says where they lie.
-TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t batch_num, const DDim& clock,
-                           SparseGradients* sparse) {
+// Checks one parameter with its state, and says where they lie.
+TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t batch_num, const DDim& clock) {
   const Check check(*r.params[i], i, place);
   const phi::DenseTensorMeta& param = check.dense("value", *r.params[i]).meta();
   const DenseTensor& y = check.dense("y", *r.y[i]);
@@ -63,22 +62,28 @@ TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int6
                std::to_string(batch_num) + ", as the first parameter has");
   }
   TensorArgs t = check_state(r, i, check, clock);
-  // Dense first: a gradient nearly always is, and asking for rows costs another look at its type.
-  const DenseTensor* dense = dense_tensor(*r.grads[i]);
-  const phi::SelectedRows* rows = dense == nullptr ? selected_rows(*r.grads[i]) : nullptr;
-  const DenseTensor& grad = dense != nullptr  ? *dense
-                            : rows != nullptr ? sparse->add(i, check, *rows, param.dims, place)
-                                              : check.dense("gradient", *r.grads[i]);
-  const DataType received = grad.meta().dtype;
-  const bool grad32 = is_16_bit(param.dtype) && received == DataType::FLOAT32;
-  const DataType grad_dtype = grad32 ? DataType::FLOAT32 : param.dtype;
-  t.grad = check.like("gradient", grad, rows == nullptr ? param.dims : grad.meta().dims, grad_dtype);
-  if (y.meta().dtype != grad_dtype) {
-    check.fail("dtype of the gradient", show(grad_dtype), show(y.meta().dtype) + ", as its history y has");
-  }
   t.y = check.memory("y", y);
-  t.grad_dtype = kernel_dtype(grad_dtype);
   return t;
+}
+
+// Checks the gradient of a parameter that has been checked, and says where it lies.
+void check_gradient(const Received& r, size_t i, const Tensor& gradient, const Place& place, TensorArgs* t,
+                    SparseGradients* sparse) {
+  const Check check(*r.params[i], i, place);
+  const phi::DenseTensorMeta& meta = dense_tensor(*r.params[i])->meta();
+  const DataType stored = dense_tensor(*r.y[i])->meta().dtype;
+  // Dense first: a gradient nearly always is, and asking for rows costs another look at its type.
+  const DenseTensor* dense = dense_tensor(gradient);
+  const phi::SelectedRows* rows = dense == nullptr ? selected_rows(gradient) : nullptr;
+  const DenseTensor& grad = dense != nullptr  ? *dense
+                            : rows != nullptr ? sparse->add(i, check, *rows, meta.dims, place)
+                                              : check.dense("gradient", gradient);
+  const DataType received = grad.meta().dtype;
+  const bool grad32 = is_16_bit(meta.dtype) && received == DataType::FLOAT32;
+  const DataType dtype = grad32 ? DataType::FLOAT32 : meta.dtype;
+  t->grad = check.like("gradient", grad, rows == nullptr ? meta.dims : grad.meta().dims, dtype);
+  if (stored != dtype) check.fail("dtype of the gradient", show(dtype), show(stored) + ", as its history y has");
+  t->grad_dtype = kernel_dtype(dtype);
 }
 
 // A slot of the history. What the host can read is checked here, the rest by the kernel, which cannot raise.
@@ -102,55 +107,69 @@ BatchIndex batch_index(const Tensor* t, int64_t value, int64_t batch_num, const 
   return index;
 }
 
-void run(const StepArgs& step, const Tensor& first) {
-  run_on_device(
-      first, [&]() { asgd_cpu(step); }, [&](int device, void* stream) { return asgd_cuda(step, device, stream); });
-}
-
 void fetch_ahead(const Received& r, size_t i) {
-  for (const Tensors* list : {&r.params, &r.grads, &r.d, &r.y, &r.m}) fetch_description(*(*list)[i]);
+  for (const Tensors* list : {&r.params, &r.d, &r.y, &r.m}) fetch_description(*(*list)[i]);
 }
 
 }  // namespace
 
-void asgd_update(const Received& r, bool check_only) {
+Prepared prepare(const Received& r) {
   const size_t count = r.params.size();
-  check_length("gradients", r.grads.size(), count);
   check_length("sums d", r.d.size(), count);
   check_length("histories y", r.y.size(), count);
   check_length("counters m", r.m.size(), count);
   if (r.masters) check_length("master weights", r.masters->size(), count);
-  if (count == 0) return;
-  std::vector<TensorArgs> tensors;
-  tensors.reserve(count);
+  Prepared prepared;
+  if (count == 0) return prepared;
+  prepared.tensors.reserve(count);
   // An empty parameter says nothing about the device: its counter, which never is empty, does.
   const Tensor& first = *r.m[0];
   if (!first.defined() || !first.initialized())
     Check(*r.params[0], 0, Place()).fail("m", "no memory", "a tensor of one int64");
-  const Place place = first.place();
-  const Check check(*r.params[0], 0, place);
+  prepared.place = first.place();
+  const Check check(*r.params[0], 0, prepared.place);
   const DDim& dims = check.dense("value", *r.params[0]).meta().dims;
-  const int64_t batch_num = slots_of(check, check.dense("y", *r.y[0]).meta().dims, dims);
-  const DDim clock = clock_shape(r, batch_num);
-  SparseGradients sparse(count);
+  prepared.batch_num = slots_of(check, check.dense("y", *r.y[0]).meta().dims, dims);
+  const DDim clock = clock_shape(r, prepared.batch_num);
   for (size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) fetch_ahead(r, i + kAhead);
-    tensors.push_back(check_parameter(r, i, place, batch_num, clock, &sparse));
+    prepared.tensors.push_back(check_parameter(r, i, prepared.place, prepared.batch_num, clock));
   }
+  return prepared;
+}
+
+StepArgs complete(const Received& r, const Tensors& grads, Prepared* prepared, SparseGradients* sparse) {
+  const size_t count = prepared->tensors.size();
+  const Place& place = prepared->place;
+  for (size_t i = 0; i < count; ++i) check_gradient(r, i, *grads[i], place, &prepared->tensors[i], sparse);
   StepArgs step{};
-  step.tensors = tensors.data();
+  step.tensors = prepared->tensors.data();
   step.count = static_cast<int64_t>(count);
-  step.batch_num = batch_num;
+  step.batch_num = prepared->batch_num;
   step.learning_rate = scalar("learning_rate", r.learning_rate, place);
   step.weight_decay = scalar("weight_decay", r.weight_decay, place);
   step.found_inf = flag("found_inf", r.found_inf, place);
-  if (r.has_batch_index) step.batch_index = batch_index(r.batch_index, r.batch_index_value, batch_num, place);
-  step.batch_weights = doubles("batch_weights", r.batch_weights, batch_num, place);
+  if (r.has_batch_index) step.batch_index = batch_index(r.batch_index, r.batch_index_value, step.batch_num, place);
+  step.batch_weights = doubles("batch_weights", r.batch_weights, step.batch_num, place);
   step.has_theta = r.has_theta;
   step.theta = scalar("theta", r.theta, place);
   step.watch = doubles("watch", r.watch, kWatchSize, place);
-  step.gradient_rows = sparse.data();
-  if (!check_only) run(step, first);
+  step.gradient_rows = sparse->data();
+  return step;
+}
+
+void asgd_run(const StepArgs& step, const Tensor& first) {
+  run_on_device(
+      first, [&]() { asgd_cpu(step); }, [&](int device, void* stream) { return asgd_cuda(step, device, stream); });
+}
+
+void asgd_update(const Received& r, const Tensors& grads, bool check_only) {
+  check_length("gradients", grads.size(), r.params.size());
+  Prepared prepared = prepare(r);
+  if (r.params.empty()) return;
+  SparseGradients sparse(grads.size());
+  const StepArgs step = complete(r, grads, &prepared, &sparse);
+  if (!check_only) asgd_run(step, *r.m[0]);
 }
 
 void asgd_norm(const Received& r, int64_t batch_num, const Tensor& sum) {
@@ -186,7 +205,6 @@ void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads
                    const paddle::optional<Tensor>& theta, paddle::optional<Tensor>& watch) {
   Received r;
   r.params = addresses(params);
-  r.grads = addresses(grads);
   r.d = addresses(d);
   r.y = addresses(y);
   r.m = addresses(m);
@@ -200,7 +218,7 @@ void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads
   r.has_theta = static_cast<bool>(theta);
   if (theta) r.theta.tensor = theta.get_ptr();
   if (watch) r.watch = watch.get_ptr();
-  run_operator("asgd_update_", [&]() { asgd_update(r); });
+  run_operator("asgd_update_", [&]() { asgd_update(r, addresses(grads), false); });
 }
 
 }  // namespace

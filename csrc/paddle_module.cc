@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The door of dygraph: Python functions that take lists of tensors. Must not check a tensor (paddle_tensor.h) nor know
 // what a step or an average is (paddle_asgd_op.cc, paddle_average_op.cc).
+#include "asgd_watch.h"
 #include "paddle_asgd_op.h"
 #include "paddle_average_op.h"
 #include "paddle_door.h"
-#include "plain_gradients.h"
+#include "paddle_plan.h"
 
 namespace paddle_asgd {
 namespace {
@@ -24,33 +25,82 @@ void to_index(const pybind11::object& object, Received* r) {
   if (overflow != 0) r->batch_index_value = overflow > 0 ? INT64_MAX : INT64_MIN;
 }
 
+// What a step takes besides tensors, for the doors of a full step and of a planned one.
+struct Inputs {
+  const pybind11::object &learning_rate, &weight_decay, &batch_index, &batch_weights, &theta, &watch;
+
+  void read(Received* r) const {
+    r->learning_rate = to_number(learning_rate, "learning_rate");
+    r->weight_decay = to_number(weight_decay, "weight_decay");
+    to_index(batch_index, r);
+    r->batch_weights = to_tensor(batch_weights, "batch_weights", "a tensor of one float64 a batch");
+    r->has_theta = !theta.is_none();
+    if (r->has_theta) r->theta = to_number(theta, "theta");
+    r->watch = to_tensor(watch, "watch", "a float64 tensor");
+  }
+};
+
 void asgd_function(const pybind11::object& params, const pybind11::object& grads, const pybind11::object& d,
                    const pybind11::object& y, const pybind11::object& m, const pybind11::object& masters,
                    const pybind11::object& learning_rate, const pybind11::object& weight_decay,
                    const pybind11::object& found_inf, bool check_only, const pybind11::object& batch_index,
                    const pybind11::object& batch_weights, const pybind11::object& theta,
                    const pybind11::object& watch) {
+  Tensors gradients;
   answer(
       "asgd_update_",
       [&]() {
         Received r;
         r.params = to_tensors(params, "params");
-        r.grads = to_tensors(grads, "grads");
+        gradients = to_tensors(grads, "grads");
         r.d = to_tensors(d, "d");
         r.y = to_tensors(y, "y");
         r.m = to_tensors(m, "m");
         r.masters = to_optional_tensors(masters, "masters");
-        r.learning_rate = to_number(learning_rate, "learning_rate");
-        r.weight_decay = to_number(weight_decay, "weight_decay");
         r.found_inf = to_tensor(found_inf, "found_inf", "a tensor of one bool");
-        to_index(batch_index, &r);
-        r.batch_weights = to_tensor(batch_weights, "batch_weights", "a tensor of one float64 a batch");
-        r.has_theta = !theta.is_none();
-        if (r.has_theta) r.theta = to_number(theta, "theta");
-        r.watch = to_tensor(watch, "watch", "a float64 tensor");
+        Inputs{learning_rate, weight_decay, batch_index, batch_weights, theta, watch}.read(&r);
         return r;
       },
-      [&](const Received& r) { asgd_update(r, check_only); });
+      [&](const Received& r) { asgd_update(r, gradients, check_only); });
+}
+
+// What a plan keeps of its steps.
+struct Planned {
+  Received received;
+  Prepared prepared;
+  bool indexed;  // whether the clocks are those of a batch index
+};
+
+Planned plan_of(const StepPlan& plan, bool indexed) {
+  Planned planned;
+  Received& r = planned.received;
+  r.params = plan.list(0);
+  r.d = plan.list(1);
+  r.y = plan.list(2);
+  r.m = plan.list(3);
+  if (plan.lists() > 4) r.masters = plan.list(4);
+  r.has_batch_index = planned.indexed = indexed;
+  planned.prepared = prepare(r);
+  return planned;
+}
+
+// A step by a plan of the lists params, d, y, m and, where there are any, master weights.
+void asgd_planned(StepPlan& plan, const pybind11::object& learning_rate, const pybind11::object& weight_decay,
+                  const pybind11::object& batch_index, const pybind11::object& batch_weights,
+                  const pybind11::object& theta, const pybind11::object& watch, const pybind11::list& notes) {
+  plan.take(
+      "asgd_update_", notes,
+      [&]() {
+        const bool indexed = !batch_index.is_none();
+        Planned& planned = plan.prepared<Planned>([&]() { return plan_of(plan, indexed); });
+        if (indexed != planned.indexed) throw Stale();
+        Inputs{learning_rate, weight_decay, batch_index, batch_weights, theta, watch}.read(&planned.received);
+        return &planned;
+      },
+      [](Planned* planned, const Tensors& grads, SparseGradients* sparse) {
+        return complete(planned->received, grads, &planned->prepared, sparse);
+      },
+      [&](const StepArgs& step) { asgd_run(step, *plan.list(0)[0]); });
 }
 
 void norm_function(const pybind11::object& params, const pybind11::object& d, const pybind11::object& m,
@@ -73,6 +123,18 @@ void norm_function(const pybind11::object& params, const pybind11::object& d, co
         return r;
       },
       [&](const Received& r) { asgd_norm(r, batch_num, *total); });
+}
+
+// Where the host cannot read the watch, the answer is yes.
+bool watch_wants_a_look(const pybind11::object& watch, double threshold) {
+  bool wants = true;
+  answer(
+      "asgd_update_", [&]() { return to_tensor(watch, "watch", "a float64 tensor"); },
+      [&](const Tensor* tensor) {
+        if (tensor == nullptr || !tensor->is_cpu()) return;
+        wants = wants_a_look(doubles("watch", tensor, kWatchSize, tensor->place()), threshold);
+      });
+  return wants;
 }
 
 void average_update_function(const pybind11::object& averages, const pybind11::object& values,
@@ -130,6 +192,13 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
              py::arg("weight"), py::arg("copies"), py::arg("originals"));
   module.def("average_swap", &paddle_asgd::average_swap_function, py::arg("averages"), py::arg("values"),
              py::arg("targets"), py::arg("sources"));
-  module.def("plain_gradients", &paddle_asgd::plain_gradients, py::arg("parameters"), py::arg("trainable"),
-             py::arg("multipliers"));
+  module.def("watch_wants_a_look", &paddle_asgd::watch_wants_a_look, py::arg("watch"), py::arg("threshold"));
+  using paddle_asgd::StepPlan;
+  py::class_<StepPlan>(module, "StepPlan", py::custom_type_setup(&StepPlan::make_collectable))
+      .def(py::init<const py::list&, const py::tuple&, const py::tuple&, const py::tuple&, const py::list&>(),
+           py::arg("parameters"), py::arg("trained"), py::arg("multipliers"), py::arg("lists"), py::arg("dictionaries"))
+      .def_property_readonly("reads_gradients", &StepPlan::reads_gradients);
+  module.def("asgd_planned", &paddle_asgd::asgd_planned, py::arg("plan"), py::arg("learning_rate"),
+             py::arg("weight_decay"), py::arg("batch_index"), py::arg("batch_weights"), py::arg("theta"),
+             py::arg("watch"), py::arg("notes"));
 }

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <typeinfo>
 
 #include "kernel_arguments.h"
 #include "paddle/common/ddim.h"
@@ -60,6 +61,8 @@ std::string show(const Printable& value) {
 // Null: not defined, or not dense.
 inline const DenseTensor* dense_tensor(const Tensor& t) {
   const phi::TensorBase* impl = t.impl().get();
+  // A DenseTensor and nothing derived from it, as nearly always: classof() is a call into another library.
+  if (impl != nullptr && typeid(*impl) == typeid(DenseTensor)) return static_cast<const DenseTensor*>(impl);
   return impl != nullptr && DenseTensor::classof(impl) ? static_cast<const DenseTensor*>(impl) : nullptr;
 }
 

@@ -126,6 +126,20 @@ class FusedOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any], notes: list[Callable[[], Any]]) -> None:
+        """Take a step by a plan. For subclasses; without it every step goes the full way.
+
+        Args:
+            plan: of the bucket's lists, the parameters first, then those of its state and the master weights.
+            bucket: the same as in the last step, but for the gradients.
+            rates: the learning rate and the weight decay.
+            notes: functions of C that the native call makes behind the update.
+
+        Raises:
+            ValueError: the plan does not hold. Nothing has been done.
+        """
+        raise NotImplementedError
+
     def _begin_step(self) -> None:
         """Refuse a step that cannot be taken, before anything is done. For subclasses; one step may call it twice."""
 
@@ -243,7 +257,6 @@ class FusedOptimizer(Optimizer):
 
     # ---- The ways to a step -----------------------------------------------------------------------------------------
 
-    @paddle.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient, once.
 
@@ -265,16 +278,22 @@ class FusedOptimizer(Optimizer):
             arguments.check_closure(closure, self._closure_remedy)
             with paddle.enable_grad():
                 loss = closure()
+        # Nothing of the shortcut computes with tensors, so it needs no guard against autograd.
+        if self._shortcut is None or not self._step_by_shortcut(self._shortcut):
+            self._step_in_full()
+        return loss
+
+    @paddle.no_grad()
+    def _step_in_full(self) -> None:
+        """Take a step that owes nothing to the last one."""
         if paddle.base.dygraph.base.in_to_static_mode():
             self._declarative_step()
-            return loss
+            return
         if not in_dygraph_mode():
             raise RuntimeError(
                 "step: received a call in static graph mode, expected dygraph; build the step by minimize()"
             )
         self._require_parameters()
-        if self._step_by_shortcut():
-            return loss
         self._follow_groups()
         pairs = []
         for param in self._parameter_list:
@@ -288,30 +307,37 @@ class FusedOptimizer(Optimizer):
             if grad is not None:
                 pairs.append((param, grad))
         self._apply_optimize(loss=None, startup_program=None, params_grads=pairs)
-        return loss
 
-    def _step_by_shortcut(self) -> bool:
+    def _step_by_shortcut(self, shortcut: Shortcut) -> bool:
         """Take a step that is like the last one.
 
         Returns:
             False if the step has to go the full way. Nothing has been done in that case.
         """
-        if self._shortcut is None or not self._is_plain():
+        if not in_dygraph_mode():
             return False
-        bucket = self._shortcut.bucket_now(self._parameter_list, self._multi_precision)
-        if bucket is None:
-            return False
-        # This comes last, as on the full way, which refuses bad options of a parameter before it begins a step.
-        self._begin_step()
-        if self._shortcut is None:
-            return False  # the subclass has changed the state
+        bucket = shortcut.bucket
         try:
-            self._take([bucket], None, True)
+            self._begin_step()
+            if self._shortcut is not shortcut:
+                return False  # the subclass has changed the state
+            rates = (self._learning_rate_of_step(bucket.learning_rate), self._decay_of_step(bucket.weight_decay))
+            self._take_planned(shortcut.plan, bucket, rates, self._step_taken())
         except ValueError:
-            # A gradient is strided or does not fit. The full way makes a copy of it or says what is wrong.
+            # Something differs, or a gradient is strided. The full way makes a copy of it or says what is wrong.
+            self._shortcut = None
             return False
         self._end_step()
         return True
+
+    def _make_shortcut(self, buckets: list[Bucket]) -> None:
+        """Spare the next step what this one has found out, if it will be like this one."""
+        if not self._is_plain() or type(self)._take_planned is FusedOptimizer._take_planned:
+            return
+        own = ("_parameter_list", "_multi_precision", "_first_part", "_grad_clip", "_accumulators", "_master_weights")
+        seen = [(vars(self), (*own, "_auxiliary_vars")), (self._auxiliary_vars, ("found_inf",))]
+        seen += self._state.dictionaries
+        self._shortcut = Shortcut.of(self._parameter_list, buckets, self._options, seen)
 
     def _forget_shortcut(self) -> None:
         """Send the next step the full way, because tensors that the shortcut holds are about to change."""
@@ -397,8 +423,7 @@ class FusedOptimizer(Optimizer):
                 self._shortcut = None
                 pairs = [(p, self._native_form(p, g)) for p, g in pairs]
                 buckets = self._update_buckets(pairs, None, ends)
-                if self._is_plain():
-                    self._shortcut = Shortcut.of(self._parameter_list, buckets, self._options, self._multi_precision)
+                self._make_shortcut(buckets)
             if ends:
                 self._end_step()
             return []
@@ -546,6 +571,10 @@ class FusedOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: the learning rate of this step is not a finite number of at least 0.
         """
+        rate = self._learning_rate() if isinstance(self._learning_rate, LRScheduler) else self._learning_rate
+        # This comes first because it is nearly always so, and because the question for a tensor takes longer.
+        if type(rate) is type(multiplier) is float and 0.0 <= rate < math.inf and in_dygraph_mode():
+            return rate * multiplier
         rate = self._learning_rate
         if is_tensor(multiplier):
             rate, multiplier = multiplier, 1.0
@@ -565,6 +594,8 @@ class FusedOptimizer(Optimizer):
 
     def _decay_of_step(self, decay: Any) -> Any:
         """Weight decay as the native call takes it: a number, or a tensor on a device; in static graphs a variable."""
+        if type(decay) is float and in_dygraph_mode():
+            return decay
         if not is_tensor(decay):
             # In a static graph it is a tensor, because an operator's attribute cannot hold a float64.
             return decay if in_dygraph_mode() else paddle.full([1], decay, dtype="float64")

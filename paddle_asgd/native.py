@@ -218,19 +218,52 @@ def average_swap_call(*arguments: Any) -> Callable[[], None]:
     return partial(_C.average_swap, *arguments)
 
 
-def plain_gradients(parameters: list, trainable: list, multipliers: list) -> list | None:
-    """The gradients for a step that is like the last one but for them; None if it may not be. Dygraph only.
+def watch_wants_a_look(watch: Any, threshold: float) -> bool:
+    """Whether the last whole pass of a ``watch`` exceeds the threshold, or it notes a refused index.
+
+    True as well where the host cannot read it without waiting.
+    """
+    return _C.watch_wants_a_look(watch, threshold)
+
+
+def step_plan(parameters: list, trained: list, multipliers: list, lists: list[list], dictionaries: list) -> Any | None:
+    """The plan of a step that is like the last one but for its gradients; None if there can be none. Dygraph only.
 
     Args:
-        parameters: all parameters of an optimizer.
-        trainable: those of them that had a gradient, in their order.
-        multipliers: for each of ``trainable`` what lay in its ``optimize_attr["learning_rate"]``, or None.
-
-    Returns:
-        The gradients of ``trainable`` if these still are all that want one, each has one, the multipliers are the same
-        objects, and no ``regularizer`` or ``main_grad`` lies on any of them.
+        parameters: all parameters of an optimizer; the list itself, which may change.
+        trained: those of them that had a gradient, in their order.
+        multipliers: for each of ``trained`` what lay in its ``optimize_attr["learning_rate"]``, or None.
+        lists: the tensors of each of ``trained`` in parallel lists, of which ``trained`` is the first.
+        dictionaries: those that must hold the same objects at each step, each alone or in a pair with the keys that
+            matter.
     """
-    return _C.plain_gradients(parameters, trainable, multipliers)
+    try:
+        return _C.StepPlan(parameters, tuple(trained), tuple(multipliers), tuple(lists), dictionaries)
+    except ValueError:
+        return None
+
+
+def asgd_planned(
+    plan: Any,
+    learning_rate: float | Any,
+    weight_decay: float | Any,
+    batch_index: int | Any | None,
+    batch_weights: Any | None,
+    theta: float | Any | None,
+    watch: Any | None,
+    notes: list[Callable[[], Any]],
+) -> None:
+    """Take the step of ``asgd_update`` by a plan of the lists params, d, y, m and, if there are any, masters.
+
+    Args:
+        plan: made by ``step_plan``.
+        learning_rate, weight_decay, batch_index, batch_weights, theta, watch: as for ``asgd_update``.
+        notes: functions of C, called after the update; no interrupt can come between.
+
+    Raises:
+        ValueError: anything but the gradients is not as the plan knows it. Nothing has been done.
+    """
+    _C.asgd_planned(plan, learning_rate, weight_decay, batch_index, batch_weights, theta, watch, notes)
 
 
 def _check_static(operator: str, params: Tensors, masters: Tensors | None, **scalars: Any) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shortcut of a dygraph step: answers whether this step is like the last one, and with which gradients.
+"""The shortcut of a dygraph step: the native plan of a step that is like the last one, and what it was made of.
 
-Must not begin, take or end a step (fused.py). In the least doubt the answer is None, and the step goes the full way.
+Must not begin, take or end a step (fused.py). What the plan compares at each step is in csrc/paddle_plan.h. In the
+least doubt it refuses, and the step goes the full way.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ class Shortcut(NamedTuple):
     """
 
     bucket: Bucket
-    #: for each parameter the multiplier of the learning rate that lay on it
-    multipliers: list
-    multi_precision: bool
+    #: the native plan, which finds the gradients and compares everything else
+    plan: Any
 
     @classmethod
     def of(
-        cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, multi_precision: bool
+        cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, dictionaries: list
     ) -> Shortcut | None:
         """Make a shortcut from a full step; None where it could be wrong.
 
@@ -36,7 +36,7 @@ class Shortcut(NamedTuple):
             buckets: what the step updated.
             options: the parameters' options. There is no shortcut with groups, which may be edited, or with
                 regularizers.
-            multi_precision: whether 16-bit parameters have master weights.
+            dictionaries: what must be as it is at the next step (``native.step_plan``).
         """
         if len(buckets) != 1 or options.has_groups:
             return None
@@ -47,19 +47,10 @@ class Shortcut(NamedTuple):
             return None
         if any(options.of(param).regularizer is not None for param in bucket.params):
             return None
-        return cls(bucket._replace(grads=[]), [_multiplier(param) for param in bucket.params], multi_precision)
-
-    def bucket_now(self, parameters: list, multi_precision: bool) -> Bucket | None:
-        """Bucket of this step, with its gradients; None if anything else might differ from the last step.
-
-        Args:
-            parameters: all parameters of the optimizer.
-            multi_precision: whether 16-bit parameters have master weights now.
-        """
-        if self.multi_precision is not multi_precision:
-            return None
-        grads = native.plain_gradients(parameters, self.bucket.params, self.multipliers)
-        return None if grads is None else self.bucket._replace(grads=grads)
+        lists = [tensors for tensors in (bucket.params, *bucket.state, bucket.masters) if tensors is not None]
+        multipliers = [_multiplier(param) for param in bucket.params]
+        plan = native.step_plan(parameters, bucket.params, multipliers, lists, dictionaries)
+        return None if plan is None else cls(bucket._replace(grads=[]), plan)
 
 
 def _multiplier(param: Any) -> Any:

@@ -98,6 +98,12 @@ class ParameterState:
         """Master weights, float32 tensors, by the names of their parameters."""
         return self._optimizer._master_weights
 
+    @property
+    def dictionaries(self) -> list[dict]:
+        """All dictionaries that hold these tensors, and the one that holds those of the accumulators."""
+        accumulators = self._optimizer._accumulators
+        return [accumulators, *accumulators.values(), self._optimizer._master_weights]
+
     def key(self, name: str) -> str:
         """Key of an entry of the layout in Paddle's dictionary of accumulators."""
         prefix = self._optimizer._name

@@ -17,6 +17,7 @@ from problems import Quadratic
 
 from paddle_asgd import ASGD
 from paddle_asgd.fused import FusedOptimizer
+from paddle_asgd.shortcut import Shortcut
 
 pytestmark = pytest.mark.shortcut
 
@@ -376,6 +377,79 @@ def look(run: Run, draw: np.random.Generator) -> None:
     run.optimizer.state_dict()
 
 
+# ---- State itself ----------------------------------------------------------------------------------------------------
+
+
+def state_of(run: Run, draw: np.random.Generator) -> tuple[dict[str, Any], str] | None:
+    """One of Paddle's dictionaries of state and a key in it; None before the first step."""
+    held = [h for name, h in run.optimizer._accumulators.items() if h and not name.endswith("watch")]
+    held += [run.optimizer._master_weights] if run.optimizer._master_weights else []
+    if not held:
+        return None
+    chosen = held[draw.integers(len(held))]
+    return chosen, list(chosen)[draw.integers(len(chosen))]
+
+
+@event
+def replaced_state(run: Run, draw: np.random.Generator) -> None:
+    """A tensor of the same values, where it was: only the dictionary tells."""
+    found = state_of(run, draw)
+    if found is not None:
+        held, key = found
+        held[key] = held[key].clone()
+
+
+@event
+def lost_state(run: Run, draw: np.random.Generator) -> None:
+    found = state_of(run, draw)
+    if found is not None:
+        found[0].pop(found[1])
+
+
+@event
+def other_dictionary(run: Run, draw: np.random.Generator) -> None:
+    for name, held in list(run.optimizer._accumulators.items()):
+        run.optimizer._accumulators[name] = {key: tensor.clone() for key, tensor in held.items()}
+
+
+@event
+def other_masters(run: Run, draw: np.random.Generator) -> None:
+    run.optimizer._master_weights = {key: t.clone() for key, t in run.optimizer._master_weights.items()}
+
+
+@event
+def state_data(run: Run, draw: np.random.Generator) -> None:
+    found = state_of(run, draw)
+    if found is not None:
+        tensor = found[0][found[1]]
+        tensor.data = tensor.clone()
+
+
+@event
+def reshaped_state(run: Run, draw: np.random.Generator) -> None:
+    """As many elements in another shape, which both ways refuse until it is as it was."""
+    found = state_of(run, draw)
+    if found is not None:
+        tensor = found[0][found[1]]
+        with paddle.no_grad():
+            tensor.reshape_(
+                [1, *tensor.shape] if tensor.shape[:1] != [1] or len(tensor.shape) < 2 else tensor.shape[1:]
+            )
+
+
+@event
+def shared_memory(run: Run, draw: np.random.Generator) -> None:
+    """The same tensor with the memory of another one."""
+    param = any_of(run, draw)
+    paddle.full(param.shape, 0.25, param.dtype)._share_buffer_to(param)
+
+
+@event
+def strided_parameter(run: Run, draw: np.random.Generator) -> None:
+    with paddle.no_grad():
+        run.params[2].t_()
+
+
 # ---- The test --------------------------------------------------------------------------------------------------------
 
 
@@ -384,8 +458,8 @@ def test_shortcut_and_full_way(request: pytest.FixtureRequest, monkeypatch: pyte
     shortcuts, outcomes, happened = [], [], set()
     step_by_shortcut = FusedOptimizer._step_by_shortcut
 
-    def counted(optimizer: ASGD) -> bool:
-        shortcuts.append(step_by_shortcut(optimizer))
+    def counted(optimizer: ASGD, shortcut: Shortcut) -> bool:
+        shortcuts.append(step_by_shortcut(optimizer, shortcut))
         return shortcuts[-1]
 
     monkeypatch.setattr(FusedOptimizer, "_step_by_shortcut", counted)
@@ -406,7 +480,7 @@ def test_shortcut_and_full_way(request: pytest.FixtureRequest, monkeypatch: pyte
             assert runs[0].content() == runs[1].content(), f"sequence {seed}: {said}"
             outcomes.append(results[0] == "done")
         happened.update(said)
-    assert len(EVENTS) >= 25
+    assert len(EVENTS) >= 43
     assert happened >= {function.__name__ for function in EVENTS}
     # Both the events and the shortcut came to something.
     assert sum(shortcuts) > len(outcomes) / 10

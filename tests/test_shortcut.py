@@ -6,7 +6,9 @@ Random sequences of such changes are drawn in test_events.py.
 
 from __future__ import annotations
 
-from typing import Callable
+import gc
+import weakref
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -14,7 +16,7 @@ import pytest
 from problems import FULL_SHAPES, Quadratic, bits, constant, state_of, step_with
 from trial import Trial
 
-from paddle_asgd import ASGD
+from paddle_asgd import ASGD, native
 
 SHAPES = [[257], [], [3, 5]]
 STEPS = 8
@@ -176,3 +178,235 @@ def test_a_tensor_as_own_learning_rate_stands_for_the_whole() -> None:
     before = [step_with(optimizer, 1.0) for _ in range(2)][-1]
     param.optimize_attr["learning_rate"] = paddle.to_tensor(1.0)
     assert step_with(optimizer, 1.0)[0] == pytest.approx(before[0] - 1.0, rel=1e-6)
+
+
+# ---- What the native plan compares: all of csrc/paddle_plan.h --------------------------------------------------------
+
+
+class Planned:
+    """Two parameters whose next step would go by the plan; the second one is square."""
+
+    def __init__(self) -> None:
+        self.base = paddle.full([8, 4], 0.25)
+        self.params = [paddle.create_parameter(shape, "float32") for shape in ([3], [4, 4])]
+        self.optimizer = ASGD(0.1, 2, self.params, watch=False)
+        self.params[1].data = self.base[:4]
+        self.step()
+        self.step()
+        self.step()
+
+    def step(self) -> None:
+        for param in self.params:
+            param.grad = paddle.ones_like(param)
+        self.optimizer.step()
+
+    def tensors(self) -> dict[str, Any]:
+        return {"param": self.params[1], **self.optimizer._state.named(self.params[1])}
+
+    def takes_step(self) -> bool:
+        shortcut = self.optimizer._shortcut
+        return shortcut is not None and self.optimizer._step_by_shortcut(shortcut)
+
+
+def data_of_another(tensor: Any, planned: Planned) -> None:
+    tensor.data = tensor.clone()
+
+
+def data_of_the_same(tensor: Any, planned: Planned) -> None:
+    """Another tensor with the same memory, which later may get other memory."""
+    tensor.data = tensor.detach()
+    tensor.data = tensor.clone()
+
+
+def memory_of_another(tensor: Any, planned: Planned) -> None:
+    tensor.clone()._share_buffer_to(tensor)
+
+
+def memory_made_anew(tensor: Any, planned: Planned) -> None:
+    """It may lie where the old one lay."""
+    values = tensor.numpy()
+    tensor._clear_data()
+    paddle.to_tensor(values)._share_buffer_to(tensor)
+
+
+def no_memory(tensor: Any, planned: Planned) -> None:
+    tensor._clear_data()
+
+
+def other_shape(tensor: Any, planned: Planned) -> None:
+    with paddle.no_grad():
+        tensor.reshape_([1, *tensor.shape])
+
+
+def other_strides(tensor: Any, planned: Planned) -> None:
+    with paddle.no_grad():
+        tensor.transpose_([*range(len(tensor.shape) - 2), len(tensor.shape) - 1, len(tensor.shape) - 2])
+
+
+TENSOR_CHANGES = [
+    data_of_another,
+    data_of_the_same,
+    memory_of_another,
+    memory_made_anew,
+    no_memory,
+    other_shape,
+    other_strides,
+]
+
+
+@pytest.mark.shortcut
+@pytest.mark.parametrize("name", ["param", "d", "y", "m"])
+@pytest.mark.parametrize("change", TENSOR_CHANGES)
+def test_the_plan_notices_a_changed_tensor(change: Callable, name: str) -> None:
+    planned = Planned()
+    tensor = planned.tensors()[name]
+    if change is other_strides and name == "m":
+        pytest.skip("a clock has one dimension")
+    assert planned.takes_step()
+    change(tensor, planned)
+    for param in planned.params:
+        if param._is_initialized():
+            param.grad = paddle.ones_like(param)
+    held = [value.numpy().tobytes() for value in planned.tensors().values() if value._is_initialized()]
+    assert not planned.takes_step()
+    assert held == [value.numpy().tobytes() for value in planned.tensors().values() if value._is_initialized()]
+
+
+def other_part(planned: Planned) -> None:
+    """The same memory from another element on."""
+    planned.params[1].data = planned.base[4:]
+
+
+def replaced_in_the_dictionary(planned: Planned) -> None:
+    held = planned.optimizer._accumulators["d"]
+    held[planned.params[1].name] = held[planned.params[1].name].clone()
+
+
+def renamed_in_the_dictionary(planned: Planned) -> None:
+    held = planned.optimizer._accumulators["d"]
+    held["another"] = held.pop(planned.params[1].name)
+
+
+def replaced_dictionary(planned: Planned) -> None:
+    planned.optimizer._accumulators["y"] = dict(planned.optimizer._accumulators["y"])
+
+
+def more_masters(planned: Planned) -> None:
+    planned.optimizer._master_weights["another"] = planned.params[0]
+
+
+def frozen_first(planned: Planned) -> None:
+    planned.params[0].stop_gradient = True
+
+
+def thawed_third(planned: Planned) -> None:
+    planned.optimizer._parameter_list.append(paddle.create_parameter([2], "float32"))
+
+
+def one_less(planned: Planned) -> None:
+    planned.optimizer._parameter_list.pop()
+
+
+def other_order(planned: Planned) -> None:
+    planned.optimizer._parameter_list.reverse()
+
+
+def no_gradient_of_one(planned: Planned) -> None:
+    planned.params[1].clear_gradient(False)
+
+
+def gradient_elsewhere(planned: Planned) -> None:
+    planned.params[1].main_grad = planned.params[1].grad
+
+
+def with_regularizer(planned: Planned) -> None:
+    planned.params[1].regularizer = paddle.regularizer.L2Decay(0.5)
+
+
+def with_multiplier(planned: Planned) -> None:
+    planned.params[1].optimize_attr["learning_rate"] = 0.5
+
+
+def with_other_options(planned: Planned) -> None:
+    planned.params[1].optimize_attr = {"learning_rate": 0.5}
+
+
+def with_clip(planned: Planned) -> None:
+    planned.optimizer._grad_clip = paddle.nn.ClipGradByValue(0.5)
+
+
+def with_masters(planned: Planned) -> None:
+    planned.optimizer._multi_precision = True
+
+
+def with_index(planned: Planned) -> None:
+    planned.optimizer.batch_index = 1
+
+
+@pytest.mark.shortcut
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_part,
+        replaced_in_the_dictionary,
+        renamed_in_the_dictionary,
+        replaced_dictionary,
+        more_masters,
+        frozen_first,
+        thawed_third,
+        one_less,
+        other_order,
+        no_gradient_of_one,
+        gradient_elsewhere,
+        with_regularizer,
+        with_multiplier,
+        with_other_options,
+        with_clip,
+        with_masters,
+        with_index,
+    ],
+)
+def test_the_plan_notices(change: Callable) -> None:
+    planned = Planned()
+    assert planned.takes_step()
+    change(planned)
+    assert not planned.takes_step()
+
+
+@pytest.mark.shortcut
+def test_gradients_are_read_without_python_objects() -> None:
+    """Where this Paddle exports what that takes; every Paddle that is supported does."""
+    assert Planned().optimizer._shortcut.plan.reads_gradients
+
+
+@pytest.mark.shortcut
+def test_a_plan_that_cannot_read_gradients_asks_python_for_them() -> None:
+    """The plan is made while the first parameter has none to compare with."""
+    contents = []
+    for direct in (True, False):
+        planned = Planned()
+        shortcut = planned.optimizer._shortcut
+        if not direct:
+            planned.params[0].clear_gradient(False)
+            lists = [planned.params, *shortcut.bucket.state]
+            multipliers = [param.optimize_attr["learning_rate"] for param in planned.params]
+            plan = native.step_plan(planned.params, planned.params, multipliers, lists, [])
+            assert not plan.reads_gradients
+            planned.optimizer._shortcut = shortcut._replace(plan=plan)
+        for scale in (0.5, -2.0):
+            for param in planned.params:
+                param.grad = paddle.full_like(param, scale)
+            assert planned.takes_step()
+        contents.append([value.numpy().tobytes() for value in planned.tensors().values()])
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.shortcut
+def test_a_plan_keeps_no_optimizer_alive() -> None:
+    """It holds the dictionary of the optimizer that owns it: a circle, which Python has to see."""
+    planned = Planned()
+    optimizer = weakref.ref(planned.optimizer)
+    assert planned.takes_step()
+    del planned
+    gc.collect()
+    assert optimizer() is None

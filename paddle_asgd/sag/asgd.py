@@ -195,7 +195,9 @@ class ASGD(FusedOptimizer):
         return self._inputs.step_taken()
 
     def _end_step(self) -> None:
-        self._inputs.end()
+        watch = self._inputs.watch
+        if watch is not None:
+            watch.end_step(self._inputs.steps)
 
     def _native_call(
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
@@ -207,6 +209,9 @@ class ASGD(FusedOptimizer):
             *(bucket.params, bucket.grads, *bucket.state, bucket.masters, *rates, found_inf, check_only),
             *(inputs.index.next, inputs.weights_of(bucket), inputs.theta(), watch),
         )
+
+    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any], notes: list[Callable[[], Any]]) -> None:
+        native.asgd_planned(plan, *rates, *self._inputs.of_planned_step(bucket), notes)
 
     # ---- What the user may ask --------------------------------------------------------------------------------------
 

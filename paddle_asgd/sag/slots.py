@@ -101,7 +101,9 @@ class BatchIndex:
             TypeError: the index is a variable in dygraph, or a number in a static graph.
             ValueError: an index is in use, and there is none for this step.
         """
-        in_graph = is_tensor(self.next) and not isinstance(self.next, paddle.Tensor)
+        if self.next is None and not self.in_use:
+            return
+        in_graph = type(self.next) is not int and is_tensor(self.next) and not isinstance(self.next, paddle.Tensor)
         if self.next is not None and in_graph == in_dygraph_mode():
             wanted = "an int or a tensor" if in_graph else "a variable of the graph that the step is built into"
             raise TypeError(
@@ -128,13 +130,13 @@ class BatchIndex:
         if different and not self._warned and any(map(_has_gradient, params or ())):
             self.mixed = (before, self.next)
 
-    def warn_if_mixed(self) -> None:
+    def warn_of_mixture(self) -> None:
         """Warn, once, that gradients were accumulated under several indices.
 
         This comes before a step rather than after it, because a filter may turn the warning into an error.
         """
         mixed, self.mixed = self.mixed, None
-        if mixed is None or self._warned:
+        if self._warned:
             return
         self._warned = True
         warn(

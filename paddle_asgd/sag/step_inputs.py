@@ -124,7 +124,8 @@ class StepInputs:
             ValueError: the batch index is missing, or the callable's result is not a finite number of at least 0.
         """
         self.index.require()
-        self.index.warn_if_mixed()
+        if self.index.mixed is not None:
+            self.index.warn_of_mixture()
         # The callable is asked once for each step, however many native calls and attempts the step takes.
         if callable(self._theta) and (self._theta_now is None or self._theta_now[0] != self._steps):
             if not in_dygraph_mode():
@@ -136,17 +137,23 @@ class StepInputs:
 
     def step_taken(self) -> list[Callable[[], Any]]:
         """C calls that note a step as taken or skipped: the index is used up, and the count of steps goes on."""
-        change = partial(setattr, self.index)
-        return [
-            partial(change, "next", None),
-            partial(change, "mixed", None),
-            partial(setattr, self, "_steps", self._steps + 1),
-        ]
+        counted = partial(setattr, self, "_steps", self._steps + 1)
+        return [counted, partial(vars(self.index).update, next=None, mixed=None)] if self.index.in_use else [counted]
 
-    def end(self) -> None:
-        """Let the watch look at its numbers after a step that was taken or skipped."""
-        if self.watch is not None:
-            self.watch.end_step(self._steps)
+    @property
+    def steps(self) -> int:
+        """The number of steps taken or skipped so far."""
+        return self._steps
+
+    def of_planned_step(self, bucket: Bucket) -> tuple[Any, Any, Any, Any]:
+        """Batch index, weights, theta and watch as a planned step takes them, for parameters that had a step before.
+
+        Args:
+            bucket: the parameters of the step.
+        """
+        weights = None if self.weights is None else self.weights_of(bucket)
+        theta = self._theta_now[1] if callable(self._theta) else self._theta
+        return self.index.next, weights, theta, None if self.watch is None else self.watch.tensor
 
     def weights_of(self, bucket: Bucket) -> Any | None:
         """The batches' weights as a native call takes them: float64 ``[n]`` on the parameters' device; None without

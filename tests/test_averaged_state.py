@@ -52,7 +52,7 @@ warnings.simplefilter("ignore")
 import paddle
 sys.path.insert(0, sys.argv[1])
 from averaging import Network
-from test_averaged_model_state import RULES, ten_more
+from test_averaged_state import RULES, ten_more
 from paddle_asgd import AveragedModel
 
 for path, rule, dtype in zip(*[iter(sys.argv[2:])] * 3):

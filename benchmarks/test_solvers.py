@@ -8,7 +8,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from benchmarks import solvers
+from . import solvers
 
 #: What is left after so many iterations.
 COURSES: dict[str, Callable[[int], float]] = {
