@@ -50,6 +50,16 @@ def test_replays_and_a_large_tensor(built: build.Built) -> None:
     assert (code, rows[0]["different"], rows[0]["compared"]) == (0, 0, 10)
 
 
+def test_averages(built: build.Built) -> None:
+    code, rows = rows_of(built.program("check_average"))
+    assert code == 0, rows
+    assert [row["check"] for row in rows] == ["averages", "rounded averages", "copies and exchanges"]
+    assert all(row["compared"] > 50 and row["different"] == 0 for row in rows)
+    code, rows = rows_of(built.program("check_average"), "flip")
+    assert code == 1
+    assert all(row["different"] > 0 for row in rows)
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 @pytest.mark.parametrize("program", build.CHECKS, ids=lambda path: path.stem)
 def test_nvcc_takes_the_checks_without_a_warning(program: Path, tmp_path: Path) -> None:

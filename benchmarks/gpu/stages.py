@@ -83,6 +83,7 @@ def of(built: build.Built) -> Iterator[Stage]:
     torch_side += ["--samples", "15" if real else "2", "--case", *(BESIDE_TORCH if real else ["1000x64/float32/2"])]
     torch_side += ["--library", str(built.library(LIBRARY.stem))] if real else []
     yield Stage("bits", [bits] if real else [bits, "quick"], 90)
+    yield Stage("averages", [str(built.program("check_average"))], 60)
     yield Stage("graph", [str(built.program("check_graph"))], 60)
     yield Stage("measure", [str(built.program("measure")), str(listed)], 120)
     yield Stage("torch", torch_side, 100)

@@ -2,66 +2,16 @@
 // average_cpu and average_cuda: every pair of storage types, element by element, and what they may not touch.
 // `test_average cpu` tests the CPU's kernel, `test_average cuda` the other. Must not test which tensors are given.
 #include "average_formula.h"
-#include "average_kernel.h"
 #include "driver.h"
+#include "pairs.h"
 
 namespace native_test {
 namespace {
-
-using paddle_asgd::AverageArgs;
-using paddle_asgd::PairArgs;
-using paddle_asgd::Pairs;
-
-// Empty, one element, less than a block, more than one, more than a chunk of the GPU.
-constexpr int64_t kSizes[] = {0, 1, 257, 511, 4096 + 513};
-
-// Two tensors at odd offsets that differ, so that no load may count on an alignment.
-struct Pair {
-  Pair(DType first_, DType second_, int64_t numel_, uint64_t seed)
-      : first_dtype(first_),
-        second_dtype(second_),
-        numel(numel_),
-        first(first_, numel_, seed % 3),
-        second(second_, numel_, 1 + seed % 5) {
-    Random random(seed);
-    for (int64_t e = 0; e < numel; ++e) first.put(e, random.number()), second.put(e, random.number());
-    // What has no difference, and what is not finite, stays what the formula makes of it.
-    if (numel > 200) first.put(7, second.at(7)), second.put(9, INFINITY), first.put(11, NAN), first.put(13, -0.0);
-  }
-  PairArgs args() const { return {first.data(), second.data(), numel, first_dtype, second_dtype}; }
-  // As tensors without a dtype.
-  PairArgs bytes() const { return {first.data(), second.data(), static_cast<int64_t>(first.bytes().size()), {}, {}}; }
-
-  DType first_dtype, second_dtype;
-  int64_t numel;
-  Buffer first, second;
-};
-
-using PairList = std::vector<std::unique_ptr<Pair>>;
-
-PairList pairs_of(DType first, DType second, size_t count = 0) {
-  PairList pairs;
-  for (const int64_t numel : kSizes) pairs.emplace_back(new Pair(first, second, numel, 3 + pairs.size()));
-  // More than one launch holds.
-  while (pairs.size() < count) pairs.emplace_back(new Pair(first, second, pairs.size() % 7, pairs.size()));
-  return pairs;
-}
 
 void run(const AverageArgs& args) {
   if (!on_cuda) return paddle_asgd::average_cpu(args);
   const char* error = paddle_asgd::average_cuda(args, 0, nullptr);
   CHECK(error == nullptr, "%s", error);
-}
-
-template <typename Take>
-std::vector<PairArgs> listed(const PairList& pairs, const Take& take) {
-  std::vector<PairArgs> args;
-  for (const auto& pair : pairs) args.push_back(take(*pair));
-  return args;
-}
-
-Pairs list_of(const std::vector<PairArgs>& args, double weight = 0) {
-  return Pairs{args.data(), static_cast<int64_t>(args.size()), weight};
 }
 
 double averaged(const Pair& pair, int64_t e, double weight) {
