@@ -197,6 +197,7 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
   py::class_<StepPlan>(module, "StepPlan", py::custom_type_setup(&StepPlan::make_collectable))
       .def(py::init<const py::list&, const py::tuple&, const py::tuple&, const py::tuple&, const py::list&>(),
            py::arg("parameters"), py::arg("trained"), py::arg("multipliers"), py::arg("lists"), py::arg("dictionaries"))
+      .def_property_readonly("keeps_memory", &StepPlan::keeps_memory)
       .def_property_readonly("reads_gradients", &StepPlan::reads_gradients);
   module.def("asgd_planned", &paddle_asgd::asgd_planned, py::arg("plan"), py::arg("learning_rate"),
              py::arg("weight_decay"), py::arg("batch_index"), py::arg("batch_weights"), py::arg("theta"),

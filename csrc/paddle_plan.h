@@ -110,7 +110,8 @@ class SeenTensors {
     });
   }
 
-  size_t size() const { return entries_.size(); }
+  // Whether what is kept alive is the memory, too, as Paddle shows its owner from 3.2 on.
+  bool keeps_memory() const { return !owners_.empty() && owners_[0].second != nullptr; }
 
   // What a later comparison reads, for it is in no cache after a forward and a backward pass.
   void fetch(size_t i) const {
@@ -248,6 +249,8 @@ class StepPlan {
 
   // Whether without an object of Python for each.
   bool reads_gradients() const { return direct_; }
+
+  bool keeps_memory() const { return seen_.keeps_memory(); }
 
   size_t lists() const { return tensors_.size(); }
   const Tensors& list(size_t k) const { return tensors_[k]; }

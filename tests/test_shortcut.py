@@ -183,6 +183,13 @@ def test_a_tensor_as_own_learning_rate_stands_for_the_whole() -> None:
 # ---- What the native plan compares: all of csrc/paddle_plan.h --------------------------------------------------------
 
 
+def put_data(tensor: Any, value: Any) -> None:
+    """Up to Paddle 3.0 this freezes the tensor, too, which would be another change."""
+    frozen = tensor.stop_gradient
+    tensor.data = value
+    tensor.stop_gradient = frozen
+
+
 class Planned:
     """Two parameters whose next step would go by the plan; the second one is square."""
 
@@ -190,7 +197,7 @@ class Planned:
         self.base = paddle.full([8, 4], 0.25)
         self.params = [paddle.create_parameter(shape, "float32") for shape in ([3], [4, 4])]
         self.optimizer = ASGD(0.1, 2, self.params, watch=False)
-        self.params[1].data = self.base[:4]
+        put_data(self.params[1], self.base[:4])
         self.step()
         self.step()
         self.step()
@@ -209,13 +216,13 @@ class Planned:
 
 
 def data_of_another(tensor: Any, planned: Planned) -> None:
-    tensor.data = tensor.clone()
+    put_data(tensor, tensor.clone().detach())
 
 
 def data_of_the_same(tensor: Any, planned: Planned) -> None:
     """Another tensor with the same memory, which later may get other memory."""
-    tensor.data = tensor.detach()
-    tensor.data = tensor.clone()
+    put_data(tensor, tensor.detach())
+    put_data(tensor, tensor.clone().detach())
 
 
 def memory_of_another(tensor: Any, planned: Planned) -> None:
@@ -223,7 +230,7 @@ def memory_of_another(tensor: Any, planned: Planned) -> None:
 
 
 def memory_made_anew(tensor: Any, planned: Planned) -> None:
-    """It may lie where the old one lay."""
+    """It may lie where the old one lay, and then a Paddle that does not show who owns it leaves no difference."""
     values = tensor.numpy()
     tensor._clear_data()
     paddle.to_tensor(values)._share_buffer_to(tensor)
@@ -259,22 +266,26 @@ TENSOR_CHANGES = [
 @pytest.mark.parametrize("change", TENSOR_CHANGES)
 def test_the_plan_notices_a_changed_tensor(change: Callable, name: str) -> None:
     planned = Planned()
-    tensor = planned.tensors()[name]
+    tensors = planned.tensors()
+    tensor = tensors[name]
     if change is other_strides and name == "m":
         pytest.skip("a clock has one dimension")
     assert planned.takes_step()
+    address = tensor.data_ptr()
     change(tensor, planned)
+    owned = planned.optimizer._shortcut.plan.keeps_memory
+    same = change is memory_made_anew and tensor.data_ptr() == address and not owned
     for param in planned.params:
         if param._is_initialized():
             param.grad = paddle.ones_like(param)
-    held = [value.numpy().tobytes() for value in planned.tensors().values() if value._is_initialized()]
-    assert not planned.takes_step()
-    assert held == [value.numpy().tobytes() for value in planned.tensors().values() if value._is_initialized()]
+    held = [value.numpy().tobytes() for value in tensors.values() if value._is_initialized()]
+    assert planned.takes_step() == same
+    assert same or held == [value.numpy().tobytes() for value in tensors.values() if value._is_initialized()]
 
 
 def other_part(planned: Planned) -> None:
     """The same memory from another element on."""
-    planned.params[1].data = planned.base[4:]
+    put_data(planned.params[1], planned.base[4:])
 
 
 def replaced_in_the_dictionary(planned: Planned) -> None:
