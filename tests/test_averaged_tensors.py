@@ -125,6 +125,42 @@ def test_models_that_others_have_dressed(kind: str) -> None:
     assert not np.allclose(raw, twin(batch).numpy(), rtol=1e-4)
 
 
+def test_a_model_that_is_cast_later() -> None:
+    """By amp.decorate or by hand: averages stay as wide as they were, copies have the dtype of what they copy."""
+    model = Network()
+    averaged = AveragedModel(model, ema(0.5))
+    before = arrays(model)
+    averaged.update()
+    model.bfloat16()
+    with averaged.averaged_parameters():
+        assert str(model.frozen.dtype) == "paddle.bfloat16"
+    model.last.bias.set_value(paddle.full([2], 3.0, "bfloat16"))
+    averaged.update()
+    held = averaged.state_dict()["averages"]
+    np.testing.assert_array_equal(held["last.bias"].numpy(), before["last.bias"] * 0.5 + 1.5)
+    assert held["frozen"].dtype == model.frozen.dtype
+    weights = averaged.averaged_state_dict()
+    assert {name: tensor.dtype for name, tensor in weights.items()} == {
+        name: tensor.dtype for name, tensor in model.state_dict().items()
+    }
+    with averaged.averaged_parameters():
+        assert model.last.bias.numpy().tobytes() == weights["last.bias"].numpy().tobytes()
+
+
+def test_a_state_dict_of_ones_own() -> None:
+    """The tensors themselves are followed, whatever a model says of itself."""
+
+    class Renamed(Network):
+        def state_dict(self) -> dict:
+            return {f"mine.{name}": tensor.clone() for name, tensor in super().state_dict().items()}
+
+    model = Renamed()
+    averaged = AveragedModel(model, ema(0.5))
+    model.last.bias.set_value(paddle.full([2], 3.0))
+    averaged.update()
+    assert averaged.averaged_state_dict()["last.bias"].tolist() == [1.5, 1.5]
+
+
 def test_a_layer_that_cannot_be_copied() -> None:
     model = Network()
     model.handle = open(__file__)  # noqa: SIM115

@@ -31,6 +31,7 @@ class Entry:
         self.held: Any | None = None
         #: what the optimizer's master weight is found by
         self.key = tensor.name
+        self.may_be_trained = isinstance(tensor, EagerParamBase) and dtype_name(tensor.dtype) in FLOATING
 
     @property
     def name(self) -> str:
@@ -40,15 +41,20 @@ class Entry:
     @property
     def is_exchanged(self) -> bool:
         """Whether a swap exchanges contents. An average of another dtype is written, and the weights are kept aside."""
-        return self.kind == COPIED or self.held.dtype == self.tensor.dtype
+        return self.held.dtype == self.tensor.dtype
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether a tensor that is copied is trained since, or has another dtype."""
+        return self.held.dtype != self.tensor.dtype or (self.may_be_trained and not self.tensor.stop_gradient)
 
 
 def named_tensors(model: Any) -> dict[str, Any]:
     """All parameters and persistable buffers themselves, by the structured names of ``model.state_dict()``."""
     while isinstance(model, paddle.DataParallel):
         model = model._layers
-    # Without hooks, which may put casts of the tensors in their place.
-    return dict(model.state_dict(use_hook=False))
+    # Without hooks, and not by a method of the user's, which may put casts of the tensors in their place.
+    return dict(paddle.nn.Layer.state_dict(model, use_hook=False))
 
 
 class AveragedTensors:
@@ -74,9 +80,9 @@ class AveragedTensors:
         excluded = _excluded(exclude, self.entries)
         for entry in self.entries:
             if id(entry.tensor) not in excluded:
+                trained = entry.may_be_trained and not entry.tensor.stop_gradient
                 floating = dtype_name(entry.tensor.dtype) in FLOATING
-                trained = isinstance(entry.tensor, EagerParamBase) and not entry.tensor.stop_gradient
-                self._keep(entry, AVERAGED if floating and (trained or average_all) else COPIED)
+                self._keep(entry, AVERAGED if trained or (average_all and floating) else COPIED)
         self._list_anew()
         self.update_call(1.0)()
 
@@ -104,27 +110,27 @@ class AveragedTensors:
     def _list_anew(self) -> None:
         """Sort the entries into the lists that the native calls take."""
         self._averaged = [entry for entry in self.entries if entry.kind == AVERAGED]
-        copied = [entry for entry in self.entries if entry.kind == COPIED]
+        self._copied = [entry for entry in self.entries if entry.kind == COPIED]
         self._averages = [entry.held for entry in self._averaged]
         self._values = [(entry.key, entry.tensor) for entry in self._averaged]
         self._tensors = [entry.tensor for entry in self._averaged]
-        self._copies, self._originals = [entry.held for entry in copied], [entry.tensor for entry in copied]
-        self._frozen = [entry for entry in copied if _may_be_trained(entry)]
+        self._copies = [entry.held for entry in self._copied]
+        self._originals = [entry.tensor for entry in self._copied]
 
-    def _follow_thawed(self) -> None:
-        """Average from now on what was frozen and is trained since."""
-        thawed = [entry for entry in self._frozen if not entry.tensor.stop_gradient]
-        for entry in thawed:
-            copy = entry.held
-            self._keep(entry, AVERAGED)
-            native.average_update([entry.held], [copy], 1.0)
-        if thawed:
-            self._list_anew()
+    def _follow_changes(self) -> None:
+        """Average from now on what was frozen and is trained since, and copy in its dtype what was cast."""
+        for entry in [entry for entry in self._copied if entry.has_changed]:
+            copy, trained = entry.held, entry.may_be_trained and not entry.tensor.stop_gradient
+            self._keep(entry, AVERAGED if trained else COPIED)
+            if trained:
+                # It begins where it was frozen, and not behind the first step.
+                native.average_update([entry.held], [copy], 1.0)
+        self._list_anew()
 
     def update_call(self, weight: float) -> Callable[[], None]:
         """Prepare the one call of C++ that moves all averages towards the present weights and renews the copies."""
-        if not all(entry.tensor.stop_gradient for entry in self._frozen):
-            self._follow_thawed()
+        if any(entry.has_changed for entry in self._copied):
+            self._follow_changes()
         masters = masters_of(self._optimizer)
         values = [masters.get(key, tensor) for key, tensor in self._values] if masters else self._tensors
         return native.average_update_call(self._averages, values, weight, self._copies, self._originals)
@@ -187,10 +193,6 @@ def copy_of(tensor: Any) -> Any:
     if math.prod(tensor.shape) == 0:
         return paddle.zeros(tensor.shape, tensor.dtype)  # Paddle 2.6 cannot clone nothing
     return tensor.detach().clone()
-
-
-def _may_be_trained(entry: Entry) -> bool:
-    return isinstance(entry.tensor, EagerParamBase) and dtype_name(entry.tensor.dtype) in FLOATING
 
 
 def _excluded(exclude: Any, entries: Sequence[Entry]) -> set[int]:
