@@ -80,6 +80,7 @@ def results_of(
     profile = {"profile": "resnet50", "steps": 10, "allocated": 0, "events": events}
     done = {
         "bits": [check],
+        "averages": [check],
         "graph": [launches],
         "large": [check],
         "measure": figures(us),
