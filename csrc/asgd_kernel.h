@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "gradient_rows.h"
 #include "kernel_arguments.h"
 
 namespace paddle_asgd {
@@ -20,18 +21,6 @@ struct TensorArgs {
   int64_t numel;
   DType param_dtype;
   DType grad_dtype;  // param_dtype, or float32 for a 16-bit parameter
-};
-
-struct GradientRow {  // of a sparse gradient
-  int64_t row;        // of the parameter, which it is added to
-  int64_t position;   // among the values
-};
-
-// The rows of one sparse gradient; all others are zero. The kernel searches them, so they must be sorted.
-struct GradientRows {
-  const GradientRow* begin;  // sorted by row, and those of one row by position
-  const GradientRow* end;
-  int64_t width;  // elements of a row; 0: this gradient is dense
 };
 
 // Which slot this step's batch has, if the user says so.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads and checks a sparse gradient, which Paddle calls selected rows: one tensor of values, and for each of its rows
-// the row of the parameter that it belongs to. Must not add anything up (asgd_gradient.h).
+// the row of the parameter that it belongs to. Must not add anything up (gradient_rows.h).
 #pragma once
 
 #include <algorithm>
 #include <string>
 #include <vector>
 
+#include "gradient_rows.h"
 #include "paddle_tensor.h"
 #pragma push_macro("PADDLE_WITH_CUDA")
 #undef PADDLE_WITH_CUDA
