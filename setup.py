@@ -26,18 +26,25 @@ NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
 
 # Every source of the library stands in one of these lists. They and the flags are plain literals because tests and
 # benchmarks read them without running this file, to compile the kernels where there is no Paddle.
-PADDLE_SOURCES = ["csrc/paddle_asgd_op.cc", "csrc/paddle_average_op.cc", "csrc/paddle_module.cc"]
+PADDLE_SOURCES = [
+    "csrc/paddle_asgd_op.cc",
+    "csrc/paddle_average_op.cc",
+    "csrc/paddle_average_sgd_op.cc",
+    "csrc/paddle_module.cc",
+]
 CPU_SOURCES = [
     "csrc/asgd_step_cpu.cc",
     "csrc/asgd_refresh_cpu.cc",
     "csrc/asgd_watch_cpu.cc",
     "csrc/asgd_norm_cpu.cc",
     "csrc/average_cpu.cc",
+    "csrc/average_sgd_cpu.cc",
 ]
 CUDA_SOURCES = [
     "csrc/asgd_step_cuda.cu",
     "csrc/asgd_norm_cuda.cu",
     "csrc/average_cuda.cu",
+    "csrc/average_sgd_cuda.cu",
 ]
 
 

@@ -4,8 +4,10 @@
 #include "asgd_watch.h"
 #include "paddle_asgd_op.h"
 #include "paddle_average_op.h"
+#include "paddle_average_sgd_op.h"
 #include "paddle_door.h"
 #include "paddle_plan.h"
+#include "pybind11/stl.h"
 
 namespace paddle_asgd {
 namespace {
@@ -169,6 +171,83 @@ void average_swap_function(const pybind11::object& averages, const pybind11::obj
       [](const AverageSwap& r) { average_swap(r); });
 }
 
+struct AveragedSgdInputs {
+  const pybind11::object &learning_rate, &weight_decay;
+  double lambd, alpha, t0, sign;
+  void read(ReceivedAveragedSgd* r) const {
+    r->learning_rate = to_number(learning_rate, "learning_rate");
+    r->weight_decay = to_number(weight_decay, "weight_decay");
+    r->lambd.value = lambd;
+    r->alpha.value = alpha;
+    r->t0.value = t0;
+    r->sign.value = sign;
+  }
+};
+
+void averaged_sgd_function(const pybind11::object& params, const pybind11::object& grads, const pybind11::object& steps,
+                           const pybind11::object& ax, const pybind11::object& t0s, const pybind11::object& etas,
+                           const pybind11::object& masters, const pybind11::object& learning_rate,
+                           const pybind11::object& weight_decay, const pybind11::object& found_inf, bool check_only,
+                           double lambd, double alpha, double t0, double sign) {
+  Tensors gradients;
+  answer(
+      "averaged_sgd_update_",
+      [&]() {
+        ReceivedAveragedSgd r;
+        r.params = to_tensors(params, "params");
+        gradients = to_tensors(grads, "grads");
+        r.steps = to_tensors(steps, "steps");
+        r.ax = to_optional_tensors(ax, "ax");
+        r.t0s = to_optional_tensors(t0s, "t0s");
+        r.etas = to_optional_tensors(etas, "etas");
+        r.masters = to_optional_tensors(masters, "masters");
+        AveragedSgdInputs{learning_rate, weight_decay, lambd, alpha, t0, sign}.read(&r);
+        r.found_inf = to_tensor(found_inf, "found_inf", "a tensor of one bool");
+        return r;
+      },
+      [&](const ReceivedAveragedSgd& r) { averaged_sgd_update(r, gradients, check_only); });
+}
+
+// What a plan keeps of its steps.
+struct PlannedAveragedSgd {
+  ReceivedAveragedSgd received;
+  PreparedAveragedSgd prepared;
+};
+
+// `kept` says for ax, t0s, etas and masters whether the plan has a list of them.
+PlannedAveragedSgd averaged_plan_of(const StepPlan& plan, const std::vector<bool>& kept) {
+  PlannedAveragedSgd planned;
+  ReceivedAveragedSgd& r = planned.received;
+  size_t k = 0;
+  const auto next = [&](bool is_kept) { return is_kept ? std::optional<Tensors>(plan.list(k++)) : std::nullopt; };
+  r.params = plan.list(k++);
+  r.ax = next(kept[0]);
+  r.steps = plan.list(k++);
+  r.t0s = next(kept[1]);
+  r.etas = next(kept[2]);
+  r.masters = next(kept[3]);
+  planned.prepared = prepare(r);
+  return planned;
+}
+
+// A step by a plan of the lists params, ax, steps, t0s, etas and masters, of which `kept` tells.
+void averaged_sgd_planned(StepPlan& plan, const std::vector<bool>& kept, const pybind11::object& learning_rate,
+                          const pybind11::object& weight_decay, double lambd, double alpha, double t0, double sign,
+                          const pybind11::list& notes) {
+  plan.take(
+      "averaged_sgd_update_", notes,
+      [&]() {
+        if (kept.size() != 4 || plan.lists() != 2u + kept[0] + kept[1] + kept[2] + kept[3]) throw Stale();
+        auto& planned = plan.prepared<PlannedAveragedSgd>([&]() { return averaged_plan_of(plan, kept); });
+        AveragedSgdInputs{learning_rate, weight_decay, lambd, alpha, t0, sign}.read(&planned.received);
+        return &planned;
+      },
+      [](PlannedAveragedSgd* planned, const Tensors& grads, SparseGradients* sparse) {
+        return complete(planned->received, grads, &planned->prepared, sparse);
+      },
+      [&](const AveragedSgdStep& step) { averaged_sgd_run(step, *plan.list(0)[0]); });
+}
+
 }  // namespace
 }  // namespace paddle_asgd
 
@@ -202,4 +281,11 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
   module.def("asgd_planned", &paddle_asgd::asgd_planned, py::arg("plan"), py::arg("learning_rate"),
              py::arg("weight_decay"), py::arg("batch_index"), py::arg("batch_weights"), py::arg("theta"),
              py::arg("watch"), py::arg("notes"));
+  module.def("averaged_sgd_update", &paddle_asgd::averaged_sgd_function, py::arg("params"), py::arg("grads"),
+             py::arg("steps"), py::arg("ax"), py::arg("t0s"), py::arg("etas"), py::arg("masters"),
+             py::arg("learning_rate"), py::arg("weight_decay"), py::arg("found_inf"), py::arg("check_only"),
+             py::arg("lambd"), py::arg("alpha"), py::arg("t0"), py::arg("sign"));
+  module.def("averaged_sgd_planned", &paddle_asgd::averaged_sgd_planned, py::arg("plan"), py::arg("kept"),
+             py::arg("learning_rate"), py::arg("weight_decay"), py::arg("lambd"), py::arg("alpha"), py::arg("t0"),
+             py::arg("sign"), py::arg("notes"));
 }

@@ -266,6 +266,101 @@ def asgd_planned(
     _C.asgd_planned(plan, learning_rate, weight_decay, batch_index, batch_weights, theta, watch, notes)
 
 
+#: likewise of the operator of averaged SGD
+_AVERAGED_SGD_INPUTS = (
+    *("params", "grads", "learning_rate", "weight_decay", "steps", "ax", "lambd", "alpha"),
+    *("t0", "sign", "t0s", "etas", "masters", "found_inf"),
+)
+
+
+def averaged_sgd_update(
+    params: Tensors,
+    grads: Tensors,
+    steps: Tensors,
+    ax: Tensors | None,
+    t0s: Tensors | None,
+    etas: Tensors | None,
+    masters: Tensors | None,
+    learning_rate: float | Any,
+    weight_decay: float | Any,
+    found_inf: Any | None,
+    check_only: bool,
+    lambd: float | Any,
+    alpha: float | Any,
+    t0: float | Any,
+    sign: float | Any,
+) -> None:
+    """Take one step of averaged SGD for all parameters, in either mode as ``asgd_update`` does.
+
+    The formula is in ``csrc/average_formula.h``. All sequences run parallel to ``params``.
+
+    Args:
+        params: the parameters, as for ``asgd_update``; written.
+        grads: their gradients, likewise.
+        steps: the clocks, int64 ``[1]``; written.
+        ax: the averages, of the shapes of ``params``, float32 (float64 for float64); written. None: there are none yet,
+            which a static graph does not know.
+        t0s: a t0 for each parameter in place of ``t0``, float64 ``[1]``; None without.
+        etas: the rates of this step, float32 or float64 ``[1]``, as the last step left them; written. None: each step
+            takes the present learning rate.
+        masters: the float32 weights of 16-bit parameters, one for each; None without; written.
+        learning_rate: a number, or a tensor of one float32 or float64; a tensor in static graphs.
+        weight_decay: the same.
+        found_inf: a tensor of one bool; where True the step changes nothing.
+        check_only: dygraph only, check everything and change nothing.
+        lambd: how fast the weights decay and the rate falls; a number, in static graphs a tensor of one float64.
+        alpha: the power of the rate's fall; the same.
+        t0: the steps after which averaging begins; the same.
+        sign: 1, or -1 to climb; the same.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``asgd_update``. Nothing has been written.
+    """
+    if in_dygraph_mode():
+        _C.averaged_sgd_update(
+            *(params, grads, steps, ax, t0s, etas, masters, learning_rate, weight_decay, found_inf, check_only),
+            *(lambd, alpha, t0, sign),
+        )
+        return
+    _check_static(
+        "averaged_sgd_update_", params, masters, learning_rate=learning_rate, weight_decay=weight_decay, ax=ax
+    )
+    read = {"grads": grads, "learning_rate": learning_rate, "weight_decay": weight_decay, "found_inf": found_inf}
+    read.update(t0s=t0s, lambd=lambd, alpha=alpha, t0=t0, sign=sign)
+    written = {"params": params, "steps": steps, "ax": ax, "etas": etas, "masters": masters}
+    _append_operator("averaged_sgd_update_", _AVERAGED_SGD_INPUTS, written, read)
+
+
+def averaged_sgd_call(*arguments: Any) -> Callable[[], None]:
+    """A call of ``averaged_sgd_update`` with all its arguments, yet to be made; in dygraph a call of C++ alone."""
+    return partial(_C.averaged_sgd_update if in_dygraph_mode() else averaged_sgd_update, *arguments)
+
+
+def averaged_sgd_planned(
+    plan: Any,
+    kept: tuple[bool, bool, bool, bool],
+    learning_rate: float | Any,
+    weight_decay: float | Any,
+    lambd: float,
+    alpha: float,
+    t0: float,
+    sign: float,
+    notes: list[Callable[[], Any]],
+) -> None:
+    """Take the step of ``averaged_sgd_update`` by a plan of the lists params, ax, steps, t0s, etas and masters.
+
+    Args:
+        plan: made by ``step_plan``.
+        kept: whether the plan has the lists ax, t0s, etas and masters.
+        learning_rate, weight_decay, lambd, alpha, t0, sign: as for ``averaged_sgd_update``.
+        notes: functions of C, called after the update; no interrupt can come between.
+
+    Raises:
+        ValueError: anything but the gradients is not as the plan knows it. Nothing has been done.
+    """
+    _C.averaged_sgd_planned(plan, kept, learning_rate, weight_decay, lambd, alpha, t0, sign, notes)
+
+
 def _check_static(operator: str, params: Tensors, masters: Tensors | None, **scalars: Any) -> None:
     """Refuse what would end the process when the operator is built."""
     if not params or (masters is not None and len(masters) != len(params)):

@@ -35,15 +35,19 @@ BUILDS = {
 }
 NEEDED = {"v3": {"avx2", "fma", "f16c", "bmi2"}, "v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}}
 # Those that run a kernel, and those that do not.
-DRIVEN = ("step", "promises", "variants", "watch", "norm", "average")
+DRIVEN = ("step", "promises", "variants", "watch", "norm", "average", "average_sgd")
 PROGRAMS = [
     "half",
     "formula",
+    "power",
     "refresh",
     "slots",
     "launch",
     *(f"{name} {kernel}" for name in DRIVEN for kernel in ("cpu", "cuda")),
 ]
+
+# The checksums that a program prints: of how many combinations of storage types and modes.
+CHECKSUMS = {"step": 10 * 12, "average_sgd": 10 * 5}
 
 needs_gxx = pytest.mark.skipif(GXX is None, reason="no g++ on PATH")
 
@@ -131,16 +135,18 @@ def test_no_sanitizer_complains(workshop: Workshop, program: str) -> None:
 @needs_gxx
 @pytest.mark.usefixtures("sanitizers")
 @pytest.mark.parametrize("build", BUILDS)
-def test_every_build_gives_the_same_bits(workshop: Workshop, build: str) -> None:
+@pytest.mark.parametrize("program", CHECKSUMS)
+def test_every_build_gives_the_same_bits(workshop: Workshop, program: str, build: str) -> None:
     skip_unless_runs(build)
-    expected = call(workshop.sanitized("step"), "cpu", "checksums")
-    assert len(set(expected.splitlines())) == 10 * 12  # combinations of storage types, modes
-    assert call(workshop.optimised("step", build), "cpu", "checksums") == expected
+    expected = call(workshop.sanitized(program), "cpu", "checksums")
+    assert len(set(expected.splitlines())) == CHECKSUMS[program]
+    assert call(workshop.optimised(program, build), "cpu", "checksums") == expected
 
 
 @needs_gxx
-def test_cuda_kernel_gives_the_bits_of_the_cpu(workshop: Workshop) -> None:
-    program = workshop.optimised("step", "default")
+@pytest.mark.parametrize("name", CHECKSUMS)
+def test_cuda_kernel_gives_the_bits_of_the_cpu(workshop: Workshop, name: str) -> None:
+    program = workshop.optimised(name, "default")
     assert workshop.launches == sum(path.read_text().count("<<<") for path in kernels("CUDA_SOURCES")) > 0
     assert call(program, "cuda", "checksums") == call(program, "cpu", "checksums")
 
