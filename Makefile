@@ -40,6 +40,7 @@ bench: $(VENV)/built
 	$(PY) -m benchmarks
 	$(PY) -m benchmarks.averages
 	$(PY) -m benchmarks.solvers
+	$(PY) -m benchmarks.averaged_sgd
 
 lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
