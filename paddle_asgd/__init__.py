@@ -2,6 +2,7 @@
 """The stochastic average gradient for PaddlePaddle: the public names, and nothing else."""
 
 from .averages.averaged_model import AveragedModel
+from .averages.averaged_sgd import AveragedSGD
 from .averages.callback import WeightAveraging
 from .averages.post_hoc import PostHocEMA
 from .averages.posthoc_weights import posthoc_weights
@@ -19,6 +20,7 @@ __all__ = [
     "ASGD",
     "SWALR",
     "AveragedModel",
+    "AveragedSGD",
     "BatchIndexCallback",
     "FixedBatchSampler",
     "LipschitzSearch",

@@ -23,6 +23,7 @@ from paddle.regularizer import WeightDecayRegularizer
 
 from . import arguments, checkpoint
 from .arguments import dtype_name, is_tensor
+from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions
 from .shortcut import Shortcut
 from .state import ParameterState, StateTensor, is_16_bit, state_guard
@@ -45,7 +46,7 @@ def _shaped(param: Any, grad: Any) -> Any:
     return grad.reshape([]) if len(param.shape) == 0 and len(grad.shape) == 1 else grad
 
 
-class FusedOptimizer(Optimizer):
+class FusedOptimizer(Hooked, Optimizer):
     """Base of optimizers that update all parameters in one native call.
 
     A subclass implements ``_native_call``. The constructor checks its arguments and keeps them.
@@ -80,6 +81,7 @@ class FusedOptimizer(Optimizer):
         name: str | None,
         layout: tuple[StateTensor, ...],
         hyperparameters: dict[str, int | float],
+        maximize: bool = False,
     ) -> None:
         learning_rate = arguments.check_learning_rate(learning_rate)
         weight_decay = arguments.check_weight_decay(weight_decay)
@@ -100,6 +102,7 @@ class FusedOptimizer(Optimizer):
         self._learning_rate = learning_rate
         self._weight_decay = weight_decay
         self._multi_precision = arguments.check_flag("multi_precision", multi_precision)
+        self._maximize = arguments.check_flag("maximize", maximize)
         #: the list that this optimizer was given or made; a wrapper that divides the parameters replaces it
         self._own_list = self._parameter_list
         self._shortcut: Shortcut | None = None
@@ -273,6 +276,8 @@ class FusedOptimizer(Optimizer):
             RuntimeError: Paddle is in static graph mode, where ``minimize`` builds the step.
         """
         leave_trace()
+        if self._hooks is not None and self._calls_hooks():
+            return self._step_with_hooks(closure)
         loss = None
         if closure is not None:
             arguments.check_closure(closure, self._closure_remedy)
@@ -386,10 +391,22 @@ class FusedOptimizer(Optimizer):
         self._first_part = self._first_part or not by_group or param_group_idx == 0
         if isinstance(params_grads, dict):
             params_grads = params_grads["params"]
+        if self._first_part and self._calls_hooks():
+            self._before_step()
         if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):
             # Paddle's clip by value reads a sparse gradient as if it were dense, beyond its end.
             params_grads = [(p, self._dense(p, g)) for p, g in params_grads if g is not None]
         return super()._apply_optimize(loss, startup_program, params_grads)
+
+    def apply_gradients(self, params_grads: Pairs) -> list:
+        """Clip, regularize and update: the second half of ``minimize``, for gradients that the caller has."""
+        if self._first_part and self._calls_hooks():
+            self._before_step()
+        return super().apply_gradients(params_grads)
+
+    def _calls_hooks(self) -> bool:
+        """Whether a step begins here that calls hooks, and no call of ``step`` around this one does so."""
+        return self._has_step_hooks() and in_dygraph_mode() and not self._skips_step()
 
     def append_regularization_ops(self, parameters_and_grads: Pairs, regularization: Any = None) -> Pairs:
         """Add each parameter's regularizer, if it has one, to its gradient. Weight decay by a number is not added here.
@@ -401,8 +418,12 @@ class FusedOptimizer(Optimizer):
             regularizer = self._options.of(pair[0]).regularizer
             if regularizer is None:
                 regularized.append(pair)
-            else:
+            elif not self._maximize:
                 regularized += super().append_regularization_ops([pair], regularizer)
+            else:
+                # The step turns the gradient round, and must not turn what the regularizer adds to it.
+                turned = super().append_regularization_ops([(pair[0], -pair[1])], regularizer)
+                regularized += [(param, -grad) for param, grad in turned]
         return regularized
 
     @paddle.no_grad()
@@ -426,6 +447,8 @@ class FusedOptimizer(Optimizer):
                 self._make_shortcut(buckets)
             if ends:
                 self._end_step()
+                if self._calls_hooks():
+                    self._after_step()
             return []
         program = paddle.static.default_main_program()
         before = len(program.global_block().ops)
@@ -541,6 +564,9 @@ class FusedOptimizer(Optimizer):
             for param, grad in pairs:
                 options = self._options.of(param)
                 state, master = self._state.of_step(param, grad.dtype, undo)
+                if not in_dygraph_mode() and 0 in param.shape:
+                    # An executor takes a list with an empty tensor in it for no list, and would leave all masters out.
+                    master = None
                 made = tuple(tensor is not None for tensor in state)
                 key = (*(id(o) if is_tensor(o) else o for o in options[:2]), master is None, made)
                 bucket = buckets.get(key)
@@ -637,6 +663,10 @@ class FusedOptimizer(Optimizer):
         leave_trace()
         super().set_lr(arguments.check_number("learning_rate", value))
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of all parameters: to none, or with ``set_to_none=False`` to zeros."""
+        self.clear_grad(not set_to_none)
+
     # ---- State ------------------------------------------------------------------------------------------------------
 
     def _create_accumulators(self, block: Any, parameters: list) -> None:
@@ -652,6 +682,11 @@ class FusedOptimizer(Optimizer):
 
         The tensors are the optimizer's own and change with its next step: save or copy them before that.
         """
+        leave_trace()
+        return self._collect() if self._hooks is None else self._collect_with_hooks()
+
+    def _collect(self) -> dict[str, Any]:
+        """What ``state_dict`` returns; a subclass may add entries."""
         return checkpoint.collect(self._kept())
 
     def _kept(self) -> checkpoint.Kept:
@@ -672,6 +707,14 @@ class FusedOptimizer(Optimizer):
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
             RuntimeError: Paddle is in static graph mode.
         """
+        leave_trace()
+        if self._hooks is None:
+            self._load_entries(state_dict)
+        else:
+            self._load_with_hooks(state_dict)
+
+    def _load_entries(self, state_dict: dict[str, Any]) -> None:
+        """What ``set_state_dict`` does; a subclass may take entries of its own out before."""
         self._load(state_dict)
 
     def _load(self, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
@@ -699,6 +742,7 @@ class FusedOptimizer(Optimizer):
             "weight_decay": _brief(self._weight_decay),
             "grad_clip": _brief(clip),
             "multi_precision": self._multi_precision,
+            **({"maximize": True} if self._maximize else {}),
             **self._shown(),
         }
         return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in shown.items())})"

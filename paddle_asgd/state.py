@@ -72,6 +72,8 @@ class ParameterState:
         self._on_change = on_change
         self.layout = layout
         (self.counter,) = (entry for entry in layout if entry.counts_steps)
+        #: the names of entries that come later and that a step makes now where they are missing
+        self.due: frozenset[str] = frozenset()
         self._warned_of_16_bit = False
         #: all parameters that were given state, by name: in static graphs the optimizer may have no list of its own
         self._created: dict[str, Any] = {}
@@ -211,6 +213,11 @@ class ParameterState:
             undo.append(self.dropping_master(param))
         if state is None:
             state = self.create(param, gradient_dtype)
+        late = [e for e, tensor in zip(self.layout, state) if tensor is None and e.name in self.due]
+        if late:
+            for entry in late:
+                self.entry_of(param, entry, undo)
+            state = self.of(param)
         return state, self.master_of(param)
 
     def place_beside(self, param: Any, name: str, shape: list[int], dtype: str) -> Any:

@@ -166,13 +166,13 @@ class StaticRun:
     def array(self, name: str) -> np.ndarray:
         return np.array(self.tensor(name))
 
-    def state(self, name: str, number: int = 0) -> dict[str, np.ndarray]:
-        return {"x": self.array(name), **{s: self.array(f"{name}_{s}_{number}") for s in ("d", "y", "m")}}
+    def state(self, name: str, number: int = 0, kept: Sequence[str] = ("d", "y", "m")) -> dict[str, np.ndarray]:
+        return {"x": self.array(name), **{s: self.array(f"{name}_{s}_{number}") for s in kept}}
 
 
-def state_of(optimizer: Any, param: paddle.Tensor) -> dict[str, np.ndarray]:
-    """Copies of x, d, y, m of a parameter that has taken a step; x alone before."""
-    pattern = re.compile(rf"{re.escape(param.name)}(_fp32_master_\d+)?(_.+)?_([dym])_\d+")
+def state_of(optimizer: Any, param: paddle.Tensor, kept: Sequence[str] = ("d", "y", "m")) -> dict[str, np.ndarray]:
+    """Copies of x, and of what is kept of a parameter that has taken a step; x alone before."""
+    pattern = re.compile(rf"{re.escape(param.name)}(_fp32_master_\d+)?(_.+)?_({'|'.join(kept)})_\d+")
     found = {"x": param.numpy().copy()}
     for key, value in optimizer.state_dict().items():
         match = pattern.fullmatch(key)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge: SAG in float64 NumPy, and averages of weights, one line of code for one line of the formula. Must know
-nothing of the package, of Paddle, or of how either computes.
+"""The judge: SAG, averaged SGD and averages of weights in float64 NumPy, one line of code for one line of the formula.
+Must know nothing of the package, of Paddle, or of how either computes.
 """
 
 from __future__ import annotations
@@ -90,6 +90,70 @@ class Sag:
             expected, bound = getattr(self, name)[p], tolerance * scales[name].max(initial=1)
             assert state[name].shape == expected.shape, name
             np.testing.assert_allclose(state[name], expected, rtol=0, atol=bound, err_msg=f"{name} of parameter {p}")
+
+
+class AveragedSgd:
+    """Averaged SGD for a list of parameters; x, ax, steps, t0 and eta are lists that run parallel to it.
+
+    Args:
+        x: where the parameters start.
+        lambd, alpha, t0, weight_decay, maximize: as torch.optim.ASGD takes them; weight_decay also one a parameter.
+        lags: whether a step takes the eta that the one before has left, as torch's does, or that of its own rate.
+    """
+
+    def __init__(
+        self,
+        x: Sequence[np.ndarray],
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1e6,
+        weight_decay: Scalars = 0.0,
+        maximize: bool = False,
+        lags: bool = False,
+    ) -> None:
+        self.lambd, self.alpha, self.weight_decay = lambd, alpha, weight_decay
+        self.sign = -1.0 if maximize else 1.0
+        self.lags = lags
+        self.x = [np.array(value, dtype=np.float64) for value in x]
+        self.ax = [np.zeros(value.shape) for value in self.x]
+        self.steps = [0 for _ in self.x]
+        self.t0 = [t0 for _ in self.x]
+        self.eta = [0.0 for _ in self.x]
+
+    def step(self, grads: Sequence[np.ndarray | None], learning_rate: Scalars) -> None:
+        """One step. A parameter whose gradient is None is skipped, and its clock stands still."""
+        rates = np.broadcast_to(learning_rate, len(self.x))
+        decays = np.broadcast_to(self.weight_decay, len(self.x))
+        for p, (g, rate, decay) in enumerate(zip(grads, rates, decays)):
+            if g is None:
+                continue
+            k = self.steps[p]
+            eta = self.eta[p] if self.lags and k else self.eta_after(rate, k)
+            mu = 1 / max(1, k - self.t0[p])
+            g = self.sign * np.asarray(g, dtype=np.float64) + decay * self.x[p]
+            self.x[p] = (1 - self.lambd * eta) * self.x[p] - eta * g
+            self.ax[p] = self.ax[p] + mu * (self.x[p] - self.ax[p]) if mu < 1 else self.x[p]
+            self.eta[p] = self.eta_after(rate, k + 1)
+            self.steps[p] = k + 1
+
+    def eta_after(self, rate: float, steps: int) -> float:
+        """eta of the step that comes after so many."""
+        return float(rate / (1 + self.lambd * rate * steps) ** self.alpha)
+
+    def start_averaging(self) -> None:
+        """From now on, by each parameter's own clock."""
+        self.t0 = list(self.steps)
+
+    def check(self, p: int, state: Mapping[str, np.ndarray], tolerance: float) -> None:
+        """Compare what was computed for parameter p, some or all of x, ax, step and eta, with what is right.
+
+        The tolerance is relative to the largest number of each array.
+        """
+        expected = {"x": self.x[p], "ax": self.ax[p], "step": np.array([self.steps[p]]), "eta": np.array([self.eta[p]])}
+        for name in expected.keys() & state.keys():
+            bound = tolerance * np.abs(expected[name]).max(initial=1)
+            assert state[name].shape == expected[name].shape, name
+            np.testing.assert_allclose(state[name], expected[name], 0, bound, err_msg=f"{name} of parameter {p}")
 
 
 def average(a: np.ndarray, x: np.ndarray, weight: float) -> np.ndarray:

@@ -264,7 +264,7 @@ def test_docstring(name: str) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [native.asgd_update, native.asgd_norm, native.average_update, native.average_swap],
+    [native.asgd_update, native.asgd_norm, native.average_update, native.average_swap, native.averaged_sgd_update],
     ids=lambda f: f.__name__,
 )
 def test_native_docstring(function: Any) -> None:
@@ -319,6 +319,7 @@ def test_package_shows_its_public_names_only() -> None:
         "ASGD",
         "SWALR",
         "AveragedModel",
+        "AveragedSGD",
         "BatchIndexCallback",
         "FixedBatchSampler",
         "LipschitzSearch",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from problems import ON_GPU, Network, Quadratic, bits, state_of
+from problems import ON_GPU, PIR, Network, Quadratic, bits, state_of
 from reference import Sag
 
 from paddle_asgd import ASGD
@@ -208,7 +208,9 @@ def test_multi_precision_switched_on_later(dtype: str, steps_before: int) -> Non
 @rounding_is_meant
 @half
 @pytest.mark.parametrize("multi_precision", [True, False], ids=["master", "no_master"])
-def test_static_graphs_give_the_bits_of_dygraph(dtype: str, multi_precision: bool) -> None:
+@pytest.mark.parametrize("beside", [[]] + [[0, 3]] * PIR, ids=["alone", "beside_an_empty_one"][: 1 + PIR])
+def test_static_graphs_give_the_bits_of_dygraph(dtype: str, multi_precision: bool, beside: list) -> None:
+    """An executor takes a list with an empty tensor in it for no list at all, that of the master weights included."""
     problem = Quadratic(batches=3, shapes=[[257]])
     param = parameter(np.ones(257), dtype)
     optimizer = ASGD(0.1, 3, [param], weight_decay=0.1, multi_precision=multi_precision)
@@ -217,14 +219,25 @@ def test_static_graphs_give_the_bits_of_dygraph(dtype: str, multi_precision: boo
     with paddle.static.program_guard(main, startup):
         x = paddle.create_parameter([257], dtype, name="x", default_initializer=paddle.nn.initializer.Constant(1.0))
         fed = paddle.static.data("grad", [257], dtype)
-        ASGD(0.1, 3, weight_decay=0.1, multi_precision=multi_precision).apply_gradients([(x, fed)])
+        pairs = [(x, fed)]
+        if beside:
+            pairs += [
+                (
+                    paddle.create_parameter(
+                        beside, dtype, name="z", default_initializer=paddle.nn.initializer.Constant(1.0)
+                    ),
+                    paddle.static.data("none", beside, dtype),
+                )
+            ]
+        ASGD(0.1, 3, weight_decay=0.1, multi_precision=multi_precision).apply_gradients(pairs)
     executor = paddle.static.Executor()
     owner = "x_fp32_master_0" if multi_precision else "x"
     with paddle.static.scope_guard(scope):
         executor.run(startup)
         for step in range(11):
             grad = gradient(problem, step, param, dtype)
-            executor.run(main, feed={"grad": grad}, fetch_list=[])
+            nothing = {"none": np.zeros(beside, grad.dtype)} if beside else {}
+            executor.run(main, feed={"grad": grad, **nothing}, fetch_list=[])
             paddle.disable_static()
             param.grad = tensor(grad)
             optimizer.step()

@@ -22,7 +22,6 @@ from .. import native
 from ..fused import FusedOptimizer
 from ..options import Bucket
 from ..state import StateTensor
-from ..tracing import leave_trace
 from .checks import check_count, check_history
 from .gradient_norm import gradient_norm
 from .step_inputs import THETA_STEP, WATCH, WEIGHTS, StepInputs
@@ -74,6 +73,7 @@ class ASGD(FusedOptimizer):
             unnoticed. This costs up to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None means True in
             dygraph. In static graphs it means True only if a ``batch_index`` is used, because the watch adds a
             variable, which ``paddle.static.load`` does not find in files of Paddle's own optimizer.
+        maximize: step along the gradient instead of against it; weight decay still makes the parameters smaller.
 
     Raises:
         TypeError: an argument is of the wrong type, or a parameter is not real floating point.
@@ -114,6 +114,7 @@ class ASGD(FusedOptimizer):
         batch_weights: Sequence[float] | np.ndarray | paddle.Tensor | None = None,
         theta: float | Callable[[int], float] | None = None,
         watch: bool | None = None,
+        maximize: bool = False,
     ) -> None:
         self._n = check_count("batch_num", batch_num)
         self._inputs = StepInputs(self._n, batch_weights, theta, watch)
@@ -122,8 +123,10 @@ class ASGD(FusedOptimizer):
             StateTensor("y", "gradient", lambda shape: [self._n, *shape]),
             StateTensor("m", "int64", lambda shape: [self._inputs.clock_length()], counts_steps=True),
         )
+        hyperparameters = {"batch_num": self._n}
         super().__init__(
-            learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, {"batch_num": self._n}
+            *(learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, hyperparameters),
+            maximize=maximize,
         )
         self._check_parameters(self._parameter_list or [])
         self.type = "asgd"
@@ -205,12 +208,14 @@ class ASGD(FusedOptimizer):
         inputs = self._inputs
         # Only one call of a step gets it, or the watch would count the step several times.
         watch = inputs.watch_of(bucket, self._state) if leads else None
+        rates = _turned(rates) if self._maximize else rates
         return native.asgd_call(
             *(bucket.params, bucket.grads, *bucket.state, bucket.masters, *rates, found_inf, check_only),
             *(inputs.index.next, inputs.weights_of(bucket), inputs.theta(), watch),
         )
 
     def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any], notes: list[Callable[[], Any]]) -> None:
+        rates = _turned(rates) if self._maximize else rates
         native.asgd_planned(plan, *rates, *self._inputs.of_planned_step(bucket), notes)
 
     # ---- What the user may ask --------------------------------------------------------------------------------------
@@ -262,6 +267,8 @@ class ASGD(FusedOptimizer):
             listed = {param.name for param in self._parameter_list}
             params = [param for param in params if param.name in listed]
         trained = [(param, self._options.of(param).weight_decay) for param in params if not param.stop_gradient]
+        if self._maximize:
+            trained = [(param, -decay) for param, decay in trained]
         return gradient_norm(trained, self._state, self._inputs)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
@@ -274,8 +281,10 @@ class ASGD(FusedOptimizer):
         The tensors are the optimizer's own and change with its next step: save or copy them before that. Paddle's own
         optimizer loads them unless a ``batch_index`` was used.
         """
-        leave_trace()
-        return {**super().state_dict(), **self._inputs.collect()}
+        return super().state_dict()
+
+    def _collect(self) -> dict[str, Any]:
+        return {**super()._collect(), **self._inputs.collect()}
 
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this or of Paddle's own optimizer gave, by copying; all of it, or nothing.
@@ -294,17 +303,24 @@ class ASGD(FusedOptimizer):
             ValueError: an entry is missing, misshapen, or belongs to no parameter; nothing has been written.
             RuntimeError: Paddle is in static graph mode.
         """
-        leave_trace()
+        super().set_state_dict(state_dict)
+
+    load_state_dict = set_state_dict
+
+    def _load_entries(self, state_dict: dict[str, Any]) -> None:
         inputs, rest, step = self._inputs, state_dict, 0
         if isinstance(state_dict, dict):
             step = inputs.check_loaded(state_dict)
             rest = {key: value for key, value in state_dict.items() if key not in (WEIGHTS, THETA_STEP)}
         self._load(rest, inputs.going_on_at(step))
 
-    load_state_dict = set_state_dict
-
     def _adapt_loaded(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
         self._inputs.adapt_clocks(states, undo)
 
     def _shown(self) -> dict[str, str]:
         return self._inputs.shown()
+
+
+def _turned(rates: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Turn a step against the gradient round: the formula is ``x - rate * (direction + decay * x)``."""
+    return (-rates[0], -rates[1])
