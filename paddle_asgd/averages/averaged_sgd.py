@@ -246,19 +246,16 @@ class AveragedSGD(FusedOptimizer):
                 f"averaged_parameters: received a call before averaging had begun (t0 = {self._t0:g}), expected it "
                 "after; call start_averaging(), or pass a smaller t0"
             )
+        params, averages = [param for param, _ in averaged], [state["ax"] for _, state in averaged]
         with paddle.no_grad():
-            full = [(param, state["ax"]) for param, state in averaged if math.prod(param.shape)]
-            kept = [param.clone() for param, _ in full]
-            averages = [ax if ax.dtype == param.dtype else ax.astype(param.dtype) for param, ax in full]
-        swap = [partial(param.copy_, average, True) for (param, _), average in zip(full, averages)]
-        restore = [partial(param.copy_, value, True) for (param, _), value in zip(full, kept)]
+            kept = [param.clone() for param in params]
+        swap = native.average_swap_call([], [], params, averages)
+        restore = native.average_swap_call([], [], params, kept)
         try:
-            with paddle.no_grad():
-                uninterrupted(partial(setattr, self, "_swapped", True), *swap)
+            uninterrupted(partial(setattr, self, "_swapped", True), swap)
             yield
         finally:
-            with paddle.no_grad():
-                uninterrupted(*restore, partial(setattr, self, "_swapped", False))
+            uninterrupted(restore, partial(setattr, self, "_swapped", False))
 
     def _refuse_swap(self) -> None:
         if not in_dygraph_mode():
