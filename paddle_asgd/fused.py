@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Callable, NoReturn
 
 import paddle
-from paddle import _C_ops
 from paddle.base.framework import in_dygraph_mode, name_scope
 from paddle.base.layer_helper import LayerHelper
 from paddle.optimizer import Optimizer
@@ -23,10 +22,11 @@ from paddle.regularizer import WeightDecayRegularizer
 
 from . import arguments, checkpoint
 from .arguments import dtype_name, is_tensor
+from .gradients import dense, native_form, shaped
 from .hooks import Hooked
-from .options import Bucket, ClipByGroup, Pairs, ParameterOptions
+from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
 from .shortcut import Shortcut
-from .state import ParameterState, StateTensor, is_16_bit, state_guard
+from .state import ParameterState, StateTensor, is_16_bit
 from .tracing import leave_trace
 from .uninterrupted import uninterrupted
 
@@ -34,16 +34,6 @@ from .uninterrupted import uninterrupted
 def _brief(value: Any) -> str:
     """A number or None as it is, anything else as the name of its type, for a repr."""
     return repr(value) if value is None or isinstance(value, float) else type(value).__name__
-
-
-def _numel(bucket: Bucket) -> int:
-    """Number of elements of all parameters in a bucket."""
-    return sum(math.prod(param.shape) for param in bucket.params)
-
-
-def _shaped(param: Any, grad: Any) -> Any:
-    """The gradient in its parameter's shape: Paddle's clips return [1] for a parameter of shape []."""
-    return grad.reshape([]) if len(param.shape) == 0 and len(grad.shape) == 1 else grad
 
 
 class FusedOptimizer(Hooked, Optimizer):
@@ -395,7 +385,7 @@ class FusedOptimizer(Hooked, Optimizer):
             self._before_step()
         if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):
             # Paddle's clip by value reads a sparse gradient as if it were dense, beyond its end.
-            params_grads = [(p, self._dense(p, g)) for p, g in params_grads if g is not None]
+            params_grads = [(p, dense(p, g)) for p, g in params_grads if g is not None]
         return super()._apply_optimize(loss, startup_program, params_grads)
 
     def apply_gradients(self, params_grads: Pairs) -> list:
@@ -436,13 +426,13 @@ class FusedOptimizer(Hooked, Optimizer):
         """
         ends, self._ends_step = self._ends_step, True
         self._begin_step()
-        pairs = [(p, _shaped(p, g)) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
+        pairs = [(p, shaped(p, g)) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
         if in_dygraph_mode():
             if self._skips_step():
                 uninterrupted(*self._account_for([], ends))
             else:
                 self._shortcut = None
-                pairs = [(p, self._native_form(p, g)) for p, g in pairs]
+                pairs = [(p, native_form(p, g)) for p, g in pairs]
                 buckets = self._update_buckets(pairs, None, ends)
                 self._make_shortcut(buckets)
             if ends:
@@ -481,22 +471,6 @@ class FusedOptimizer(Hooked, Optimizer):
             self._set_auxiliary_var("found_inf", found_inf)
         return bool(found_inf)
 
-    def _native_form(self, param: Any, grad: Any) -> Any:
-        """The gradient as the native call takes it: in one piece, and dense unless it is sparse on the CPU.
-
-        The CPU kernel reads the rows of a sparse gradient where they are and takes no memory of the parameter's size.
-        On a GPU each step makes a dense copy.
-        """
-        if grad.is_selected_rows() and param.place.is_cpu_place():
-            return grad
-        return self._dense(param, grad)
-
-    def _dense(self, param: Any, grad: Any) -> Any:
-        """The gradient as a dense tensor in one piece; repeated rows of a sparse gradient are added up."""
-        if grad.is_selected_rows():
-            return _C_ops.add_n([paddle.zeros_like(param, dtype=grad.dtype), grad])
-        return grad if grad.is_contiguous() else grad.contiguous()
-
     def _update_buckets(self, pairs: Pairs, found_inf: Any, ends: bool) -> list[Bucket]:
         """Make the state that is missing, and update. A step that is refused or interrupted leaves no state behind.
 
@@ -510,7 +484,7 @@ class FusedOptimizer(Hooked, Optimizer):
         """
         undo: list[Callable[[], Any]] = []
         try:
-            buckets = self._fill_buckets(pairs, undo)
+            buckets = sort_into_buckets(pairs, self._options, self._state, undo)
             # A step that was taken is not undone, even if an interrupt comes immediately after it.
             self._take(buckets, found_inf, ends, undo.clear)
         except BaseException:
@@ -535,7 +509,7 @@ class FusedOptimizer(Hooked, Optimizer):
             # All or nothing: if the last call would be refused, the first must not have begun.
             for bucket, pair in zip(buckets, rates):
                 self._native_call(bucket, pair, found_inf, leads=False, check_only=True)()
-        leading = max(buckets, key=_numel) if len(buckets) > 1 else buckets[0] if buckets else None
+        leading = max(buckets, key=Bucket.numel) if len(buckets) > 1 else buckets[0] if buckets else None
         calls = [
             self._native_call(bucket, pair, found_inf, leads=self._first_part and bucket is leading)
             for bucket, pair in zip(buckets, rates)
@@ -551,37 +525,6 @@ class FusedOptimizer(Hooked, Optimizer):
         """
         first_again = ends or (self._first_part and not calls)
         return [partial(setattr, self, "_first_part", first_again), *(self._step_taken() if ends else ())]
-
-    def _fill_buckets(self, pairs: Pairs, undo: list[Callable[[], Any]]) -> list[Bucket]:
-        """Sort the parameters into buckets by what the parameters of one native call must share.
-
-        Args:
-            pairs: parameters, each with its gradient in its native form.
-            undo: gets the calls that drop state which is made here.
-        """
-        buckets: dict[tuple, Bucket] = {}
-        with state_guard():
-            for param, grad in pairs:
-                options = self._options.of(param)
-                state, master = self._state.of_step(param, grad.dtype, undo)
-                if not in_dygraph_mode() and 0 in param.shape:
-                    # An executor takes a list with an empty tensor in it for no list, and would leave all masters out.
-                    master = None
-                made = tuple(tensor is not None for tensor in state)
-                key = (*(id(o) if is_tensor(o) else o for o in options[:2]), master is None, made)
-                bucket = buckets.get(key)
-                if bucket is None:
-                    lists = tuple([] if is_made else None for is_made in made)
-                    bucket = Bucket([], [], lists, None if master is None else [], *options[:2])
-                    buckets[key] = bucket
-                bucket.params.append(param)
-                bucket.grads.append(self._state.stored_form(state, grad))
-                for values, value in zip(bucket.state, state):
-                    if value is not None:
-                        values.append(value)
-                if master is not None:
-                    bucket.masters.append(master)
-        return list(buckets.values())
 
     # ---- What multiplies --------------------------------------------------------------------------------------------
 

@@ -6,14 +6,17 @@ Must not write anything onto a parameter, where the next optimizer would find it
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import paddle
+from paddle.base.framework import in_dygraph_mode
 from paddle.regularizer import WeightDecayRegularizer
 
 from .arguments import check_groups, check_number, is_tensor
+from .state import ParameterState, state_guard
 
 #: Parameters, each with its gradient.
 Pairs = list[tuple[Any, Any]]
@@ -30,6 +33,10 @@ class Bucket(NamedTuple):
     #: what these parameters share: the multiplier of the learning rate, and the weight decay
     learning_rate: Any
     weight_decay: Any
+
+    def numel(self) -> int:
+        """Number of elements of all parameters."""
+        return sum(math.prod(param.shape) for param in self.params)
 
 
 class Options(NamedTuple):
@@ -134,6 +141,42 @@ class ParameterOptions:
     def has_clips(self) -> bool:
         """Whether any group has a clip of its own, which may be None to switch clipping off."""
         return any("grad_clip" in group for group in self.groups or ())
+
+
+def sort_into_buckets(
+    pairs: Pairs, options: ParameterOptions, state: ParameterState, undo: list[Callable[[], Any]]
+) -> list[Bucket]:
+    """Sort parameters into buckets by what the parameters of one native call must share.
+
+    Args:
+        pairs: parameters, each with its gradient in its native form.
+        options: of all parameters.
+        state: of all parameters; what is missing is made.
+        undo: gets the calls that drop state which is made here.
+    """
+    buckets: dict[tuple, Bucket] = {}
+    with state_guard():
+        for param, grad in pairs:
+            own = options.of(param)
+            tensors, master = state.of_step(param, grad.dtype, undo)
+            if not in_dygraph_mode() and 0 in param.shape:
+                # An executor takes a list with an empty tensor in it for no list, and would leave all masters out.
+                master = None
+            made = tuple(tensor is not None for tensor in tensors)
+            key = (*(id(o) if is_tensor(o) else o for o in own[:2]), master is None, made)
+            bucket = buckets.get(key)
+            if bucket is None:
+                lists = tuple([] if is_made else None for is_made in made)
+                bucket = Bucket([], [], lists, None if master is None else [], *own[:2])
+                buckets[key] = bucket
+            bucket.params.append(param)
+            bucket.grads.append(state.stored_form(tensors, grad))
+            for values, value in zip(bucket.state, tensors):
+                if value is not None:
+                    values.append(value)
+            if master is not None:
+                bucket.masters.append(master)
+    return list(buckets.values())
 
 
 def _same_groups(groups: list[dict], checked: list[dict]) -> bool:

@@ -17,6 +17,7 @@ from paddle.regularizer import L2Decay
 from ..arguments import check_positive, dtype_name, is_tensor, shown
 from ..caller import warn
 from ..fused import FusedOptimizer
+from ..gradients import dense
 from ..options import Options
 from ..state import is_16_bit
 from .order import ENOUGH_THETA, RESHUFFLED_LIMIT, OrderSeen, cyclic_limit
@@ -288,7 +289,7 @@ class LipschitzSearch:
 
     def _gradients(self) -> list[tuple[Any, Any]]:
         """The parameters that have a gradient, each with it in the form in which the optimizer will see it."""
-        pairs = [(p, self._optimizer._dense(p, g)) for p, g in self._all_gradients() if g is not None]
+        pairs = [(p, dense(p, g)) for p, g in self._all_gradients() if g is not None]
         if not pairs:
             raise ValueError("loss: received one that no parameter of the optimizer has a gradient of")
         return pairs
