@@ -203,13 +203,15 @@ inline Scalar scalar(const char* what, const Tensor* t, double value, const Plac
 // `count` numbers of float64 where the parameters are, or null.
 inline double* doubles(const char* what, const Tensor* t, int64_t count, const Place& place) {
   if (t == nullptr) return nullptr;
-  const std::string expected = "float64 [" + std::to_string(count) + "] on " + show(place);
+  // Made for an error only: a step with cold caches would wait longer for Place's printing than for its own work.
+  const auto expected = [&]() { return "float64 [" + std::to_string(count) + "] on " + show(place); };
   const DenseTensor* dense = dense_tensor(*t);
   const Memory memory = dense == nullptr ? Memory{} : memory_of(*dense, 0);
-  if (memory.begin == nullptr) refuse(what, "a tensor without memory", expected);
-  const bool fits = same(dense->meta().dims, DDim({count})) && extent_of(*dense).contiguous;
+  if (memory.begin == nullptr) refuse(what, "a tensor without memory", expected());
+  const DDim& dims = dense->meta().dims;
+  const bool fits = dims.size() == 1 && dims[0] == count && extent_of(*dense).contiguous;
   if (!fits || dense->meta().dtype != DataType::FLOAT64 || !same(*memory.place, place)) {
-    refuse(what, show(t->dtype()) + " " + show(t->dims()) + " on " + show(*memory.place), expected);
+    refuse(what, show(t->dtype()) + " " + show(t->dims()) + " on " + show(*memory.place), expected());
   }
   return static_cast<double*>(memory.begin);
 }
