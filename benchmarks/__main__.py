@@ -13,7 +13,7 @@ from pathlib import Path
 from . import cases, machine, report
 from .measure import Effort
 
-EFFORT = Effort(rounds=11, seconds_a_turn=0.03)
+EFFORT = Effort(rounds=21, seconds_a_turn=0.03)
 QUICK = Effort(rounds=5, seconds_a_turn=0.01)
 
 

@@ -34,6 +34,11 @@ class Case(NamedTuple):
         return f"{self.model}/{self.dtype}"
 
     @property
+    def cold(self) -> bool:
+        """Whether steps with cold caches are timed."""
+        return self.model in COLD and self.dtype == "float32"
+
+    @property
     def numel(self) -> int:
         return sum(map(math.prod, self.shapes()))
 
@@ -69,6 +74,7 @@ def gpt2_small() -> Shapes:
 
 
 MODELS: dict[str, Callable[[], Shapes]] = {
+    "8x64": lambda: [[64]] * 8,
     "160x10000": lambda: [[10_000]] * 160,
     "1000x64": lambda: [[64]] * 1_000,
     "1x20M": lambda: [[20_000_000]],
@@ -76,12 +82,15 @@ MODELS: dict[str, Callable[[], Shapes]] = {
     "gpt2": gpt2_small,
 }
 TITLES = {
+    "8x64": "8 tensors of 64",
     "160x10000": "160 tensors of 10,000",
     "1000x64": "1,000 tensors of 64",
     "1x20M": "1 tensor of 20 million",
     "resnet50": "ResNet-50: 161 tensors, 25.6 million",
     "gpt2": "GPT-2 small: 148 tensors, 124 million",
 }
+#: Timed with cold caches, too. The tensors of the others fit into no cache, so that no step finds them there.
+COLD = ("8x64", "160x10000", "1000x64", "resnet50")
 #: Measured beside the cases, by static.py.
 STATIC = "static"
 

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is timed: each contestant is a name, the batches it remembers, and a function that takes one step.
+"""Who is timed: each contestant is a name, the batches it remembers, and a function that takes a turn.
 
-Everybody works on the same parameters and gradients (PyTorch on copies of its own), which nobody's speed depends on.
+Everybody works on the same parameters and gradients (PyTorch on its own), which nobody's speed depends on.
 """
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple
 
 import paddle
 
 from paddle_asgd import ASGD
 
-from . import floor
+from . import cold, floor
 from .cases import ITEM_SIZE, REFERENCE_BATCHES, Case
+from .torch_process import BYTES_AN_ELEMENT, TorchProcess, available
 
 OURS = "paddle_asgd.ASGD"
 BUILTIN = "paddle.optimizer.ASGD"
@@ -24,24 +26,27 @@ LEARNING_RATE = 1e-7
 
 
 class Contestant(NamedTuple):
-    """One who takes steps; ``batches`` is None without a history."""
+    """One who takes turns; ``batches`` is None without a history."""
 
     name: str
     batches: int | None
-    step: Callable[[], Any]
+    turn: Callable[[], cold.Turn]
 
 
 class Entry(NamedTuple):
-    """A contestant before it takes its memory: ``bytes_an_element`` beyond the parameters and gradients of all."""
+    """A contestant before it takes its memory: ``bytes_an_element`` beyond the parameters and gradients of all.
+
+    ``make`` gives its step; it is None for the contestants of PyTorch's process.
+    """
 
     name: str
     batches: int | None
     bytes_an_element: int
-    make: Callable[[Tensors], Callable[[], Any]]
+    make: Callable[[Tensors], Callable[[], Any]] | None
 
 
 class Tensors:
-    """The parameters of a case with their gradients, in Paddle and, made when first asked for, in PyTorch."""
+    """The parameters of a case with their gradients."""
 
     def __init__(self, case: Case) -> None:
         paddle.seed(1)
@@ -52,17 +57,6 @@ class Tensors:
         ]
         for param in self.paddle:
             param.grad = paddle.randn(param.shape).astype(case.dtype)
-        self._torch: list = []
-
-    @property
-    def torch(self) -> list:
-        if not self._torch:
-            import torch
-
-            self._torch = [torch.full(shape, 0.5, requires_grad=True) for shape in self.case.shapes()]
-            for param in self._torch:
-                param.grad = torch.randn(param.shape)
-        return self._torch
 
 
 def _ours(batches: int) -> Callable[[Tensors], Any]:
@@ -71,18 +65,6 @@ def _ours(batches: int) -> Callable[[Tensors], Any]:
 
 def _builtin(batches: int) -> Callable[[Tensors], Any]:
     return lambda tensors: paddle.optimizer.ASGD(LEARNING_RATE, batches, tensors.paddle).step
-
-
-def _torch_asgd(tensors: Tensors) -> Any:
-    import torch
-
-    return torch.optim.ASGD(tensors.torch, LEARNING_RATE, foreach=False, t0=0).step
-
-
-def _torch_sgd(tensors: Tensors) -> Any:
-    import torch
-
-    return torch.optim.SGD(tensors.torch, LEARNING_RATE, fused=True).step
 
 
 def entries(case: Case) -> list[Entry]:
@@ -109,12 +91,12 @@ def entries(case: Case) -> list[Entry]:
             8,
             lambda t: optimizer.Adam(LEARNING_RATE, parameters=t.paddle, use_multi_tensor=True).step,
         ),
+        # It has no use_multi_tensor.
+        Entry("paddle.optimizer.AdamW", None, 8, lambda t: optimizer.AdamW(LEARNING_RATE, parameters=t.paddle).step),
     ]
-    if importlib.util.find_spec("torch") is not None:
-        found += [
-            Entry("torch.optim.SGD(fused=True)", None, 8, _torch_sgd),
-            Entry("torch.optim.ASGD(t0=0)", None, 4, _torch_asgd),
-        ]
+    if available():
+        # The process has parameters and gradients of its own.
+        found += [Entry(name, None, state + 2 * size, None) for name, state in BYTES_AN_ELEMENT.items()]
     return found
 
 
@@ -130,18 +112,35 @@ def fitting(case: Case, memory: int) -> tuple[list[Entry], list[Entry]]:
     return [entry for entry in here if entry not in out], out
 
 
-def admit(case: Case, chosen: list[Entry]) -> list[Contestant]:
-    """Make the contestants, and let each fill its history; beside each of ours goes the floor on its memory."""
+@contextmanager
+def admit(case: Case, chosen: list[Entry], seconds: float) -> Iterator[list[Contestant]]:
+    """Make the contestants, and let each fill its history; beside each of ours goes the floor on its memory.
+
+    Args:
+        case: what they work on.
+        chosen: who takes part.
+        seconds: as ``cold.Turns`` takes it.
+    """
     tensors = Tensors(case)
+    process = (
+        TorchProcess(case.model, LEARNING_RATE, seconds, case.cold) if any(e.make is None for e in chosen) else None
+    )
     contestants = []
-    for entry in chosen:
-        step = entry.make(tensors)
-        # A full pass fills the history; and the first steps of everybody create state.
-        for _ in range(2 + (entry.batches or 0)):
-            step()
-        contestants.append(Contestant(entry.name, entry.batches, step))
-        if entry.name == OURS and floor.library() is not None:
-            contestants.append(
-                Contestant(FLOOR, entry.batches, floor.bytes_only(step.__self__, tensors.paddle, entry.batches))
-            )
-    return contestants
+    try:
+        for entry in chosen:
+            if entry.make is None:
+                process = process or TorchProcess(case.model, LEARNING_RATE, seconds, case.cold)
+                contestants.append(Contestant(entry.name, None, process.turns_of(entry.name)))
+                continue
+            step = entry.make(tensors)
+            # A full pass fills the history; and the first steps of everybody create state.
+            for _ in range(2 + (entry.batches or 0)):
+                step()
+            contestants.append(Contestant(entry.name, entry.batches, cold.Turns(step, seconds, case.cold)))
+            if entry.name == OURS and floor.library() is not None:
+                step = floor.bytes_only(step.__self__, tensors.paddle, entry.batches)
+                contestants.append(Contestant(FLOOR, entry.batches, cold.Turns(step, seconds, case.cold)))
+        yield contestants
+    finally:
+        if process is not None:
+            process.close()

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times functions in turns, so that the noise of the machine hits all alike. Must not know what it times."""
+"""Times functions in turns by the clock on the wall, so that the noise of the machine hits all alike.
+
+Must not know what it times. Steps that one thread takes are timed by that thread's clock, in cold.py.
+"""
 
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
-#: Calls at the beginning of a turn that are not counted. With 1,000 small tensors the third is as quick as all later.
+#: Calls at the beginning of a turn that are not counted.
 UNTIMED = 3
 
 
@@ -20,13 +22,6 @@ class Effort(NamedTuple):
     rounds: int
     #: at least this long a turn, so that a turn sees cheap and dear steps in their true proportion
     seconds_a_turn: float
-
-
-class Timing(NamedTuple):
-    """Seconds a call, over the rounds."""
-
-    median: float
-    quartiles: tuple[float, float]
 
 
 def take_turns(functions: Sequence[Callable[[], Any]], effort: Effort) -> list[list[float]]:
@@ -42,12 +37,6 @@ def take_turns(functions: Sequence[Callable[[], Any]], effort: Effort) -> list[l
     finally:
         gc.enable()
     return samples
-
-
-def summary(samples: Sequence[float]) -> Timing:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Timing(middle, (low, high))
 
 
 def _calls_a_turn(function: Callable[[], Any], seconds: float) -> int:

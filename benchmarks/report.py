@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from .cases import REFERENCE_BATCHES, TITLES
 
@@ -61,21 +61,32 @@ def calls_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> str:
-    lines = [f"\n{title}", f"  {'':34}{'median':>9}   {'quartiles':^19} {'GB/s':>6} {'x ours':>7}"]
+    warm = f"  {'':34}{'median':>9} {'lowest 10 %':>12} {'GB/s':>6} {'x ours':>7}"
+    cold = f"   {'cold':>9} {'lowest 10 %':>12} {'x ours':>7}" if any("cold" in row for row in rows) else ""
+    lines = [f"\n{title}", warm + cold]
     for row in rows:
-        low, high = map(duration, row["quartiles"])
         speed = "" if row["gb_per_second"] is None else f"{row['gb_per_second']:.1f}"
-        times = f"{row['times_ours']:.2f}" if "times_ours" in row else ""
-        lines.append(f"  {label(row):34}{duration(row['seconds']):>9}   {low:>9} {high:>9} {speed:>6} {times:>7}")
+        line = f"  {label(row):34}{duration(row['seconds']):>9} {duration(row['low']):>12} {speed:>6} {_times(row):>7}"
+        if "cold" in row:
+            cold = row["cold"]
+            line += f"   {duration(cold['seconds']):>9} {duration(cold['low']):>12} {_times(cold):>7}"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def _times(figures: dict[str, Any]) -> str:
+    return f"{figures['times_ours']:.2f}" if "times_ours" in figures else ""
 
 
 # ---- Markdown -------------------------------------------------------------------------------------------------------
 
 
 def markdown(report: Report) -> str:
-    """A table with a column for each model, one of the calls, and the machine. 16-bit rows for one length only."""
-    parts = [_matrix(report["cases"])] if report["cases"] else []
+    """Tables with a column for each model, one of the calls, and the machine. 16-bit rows for one length only."""
+    parts = [_matrix("warm caches", report["cases"], lambda row: row)] if report["cases"] else []
+    cold = [case for case in report["cases"] if "cold" in case["rows"][0]]
+    if cold:
+        parts.append(_matrix("cold caches", cold, lambda row: row["cold"]))
     if report["calls"]:
         lines = [f"| {CALLS_TITLE} | time |", "|---|---|"]
         parts.append("\n".join(lines + [f"| {label(row)} | {_cell(row)} |" for row in report["calls"]]))
@@ -83,22 +94,22 @@ def markdown(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _matrix(cases: list[dict[str, Any]]) -> str:
+def _matrix(title: str, cases: list[dict[str, Any]], figures: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
     columns: dict[str, dict[str, dict[str, Any]]] = {}
     for case in cases:
         column = columns.setdefault(TITLES[case["model"]], {})
         wide = case["dtype"] == "float32"
         for row in case["rows"]:
             if wide or row["batches"] == REFERENCE_BATCHES:
-                column[label(row) if wide else f"{label(row)}, {case['dtype']}"] = row
+                column[label(row) if wide else f"{label(row)}, {case['dtype']}"] = figures(row)
     names = dict.fromkeys(name for column in columns.values() for name in column)
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for name in names:
         cells = [_cell(column[name]) if name in column else "" for column in columns.values()]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 
 
-def _cell(row: dict[str, Any]) -> str:
-    times = row.get("times_ours", 1.0)
-    return duration(row["seconds"]) + ("" if times == 1.0 else f" ({times:.2f} x)")
+def _cell(figures: dict[str, Any]) -> str:
+    times = figures.get("times_ours", 1.0)
+    return duration(figures["seconds"]) + ("" if times == 1.0 else f" ({times:.2f} x)")

@@ -3,26 +3,31 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import paddle
 
 from paddle_asgd import native
 
-from . import cases, contestants, machine, measure, static
+from . import cases, cold, contestants, machine, measure, static
 from .contestants import BUILTIN, FLOOR, OURS
 
 
 def time_case(case: cases.Case, effort: measure.Effort) -> dict[str, Any]:
     """One step of every contestant who fits into half of the machine's memory together with the others."""
     chosen, out = contestants.fitting(case, machine.memory_bytes() // 2)
-    steps = contestants.admit(case, chosen)
-    samples = measure.take_turns([contestant.step for contestant in steps], effort)
+    with contestants.admit(case, chosen, effort.seconds_a_turn) as admitted:
+        taken = cold.alternate([contestant.turn for contestant in admitted], effort.rounds)
     moved = case.numel * cases.BYTES_A_STEP[case.dtype]
-    rows = [
-        _row(c.name, c.batches, measure.summary(s), moved if c.name in (OURS, BUILTIN, FLOOR) else None)
-        for c, s in zip(steps, samples)
-    ]
+    rows = []
+    for c, turns in zip(admitted, taken):
+        row = _row(
+            c.name, c.batches, [turn.warm for turn in turns], moved if c.name in (OURS, BUILTIN, FLOOR) else None
+        )
+        if case.cold:
+            row["cold"] = _figures([turn.cold for turn in turns])
+        rows.append(row)
     compare(rows)
     left_out = [{"contestant": e.name, "batches": e.batches, "bytes": e.bytes_an_element * case.numel} for e in out]
     return {
@@ -43,24 +48,29 @@ def time_calls(effort: measure.Effort) -> list[dict[str, Any]]:
 
     paddle.disable_static()
     (samples,) = measure.take_turns([empty], effort)
-    rows = [_row(r.name, r.batches, r.timing, None) for r in static.rows(effort)]
+    rows = [_row(r.name, r.batches, r.samples, None) for r in static.rows(effort)]
     compare(rows)
-    return [_row("native call of no tensors", None, measure.summary(samples), None), *rows]
+    return [_row("native call of no tensors", None, samples, None), *rows]
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
     """Say of each row how many times as long as ours it takes: ours of as many batches, else the reference's."""
-    ours = {row["batches"]: row["seconds"] for row in rows if row["contestant"] == OURS}
+    ours = {row["batches"]: row for row in rows if row["contestant"] == OURS}
     default = ours.get(cases.REFERENCE_BATCHES, next(iter(ours.values())))
     for row in rows:
-        row["times_ours"] = row["seconds"] / ours.get(row["batches"], default)
+        other = ours.get(row["batches"], default)
+        row["times_ours"] = row["seconds"] / other["seconds"]
+        if "cold" in row:
+            row["cold"]["times_ours"] = row["cold"]["seconds"] / other["cold"]["seconds"]
 
 
-def _row(name: str, batches: int | None, timing: measure.Timing, moved: int | None) -> dict[str, Any]:
-    return {
-        "contestant": name,
-        "batches": batches,
-        "seconds": timing.median,
-        "quartiles": list(timing.quartiles),
-        "gb_per_second": None if moved is None else moved / timing.median / 1e9,
-    }
+def _row(name: str, batches: int | None, samples: list[float], moved: int | None) -> dict[str, Any]:
+    figures = _figures(samples)
+    speed = None if moved is None else moved / figures["seconds"] / 1e9
+    return {"contestant": name, "batches": batches, **figures, "gb_per_second": speed}
+
+
+def _figures(samples: list[float]) -> dict[str, Any]:
+    """Median and 10th percentile of a row; what other programs did to the caches shows in their distance."""
+    low = statistics.quantiles(samples, n=10, method="inclusive")[0]
+    return {"seconds": statistics.median(samples), "low": low}
