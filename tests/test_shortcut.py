@@ -13,6 +13,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 import pytest
+from paddle import nn
 from problems import FULL_SHAPES, Quadratic, bits, constant, state_of, step_with
 from trial import Trial
 
@@ -118,6 +119,39 @@ def test_plain_steps_go_the_full_way_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(trial.optimizer, "_apply_optimize", lambda *_, **__: pytest.fail("the full way"))
     for _ in range(7):
         trial.step()
+
+
+def convolutional() -> nn.Layer:
+    return nn.Sequential(
+        nn.Conv2D(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2D(2), nn.Flatten(), nn.Linear(64, 10)
+    )
+
+
+def transformer() -> nn.Layer:
+    layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, dropout=0.0)
+    return nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.mark.shortcut
+@pytest.mark.parametrize("build", [convolutional, transformer])
+def test_a_network_trained_by_plans_has_the_bits_of_one_trained_in_full(build: Callable) -> None:
+    """Here the gradients come from a backward pass that replaces or reuses their memory as it likes."""
+    images, labels = paddle.randn([3, 4, 1, 8, 8]), paddle.randint(0, 10, [3, 4], "int64")
+    found = []
+    for planned in (True, False):
+        paddle.seed(3)
+        network = build()
+        optimizer = ASGD(0.05, 3, network.parameters())
+        for step in range(160):
+            nn.functional.cross_entropy(network(images[step % 3]), labels[step % 3]).backward()
+            if not planned:
+                optimizer._shortcut = None
+            assert (optimizer._shortcut is not None) == (planned and step > 0)
+            optimizer.step()
+            # Paddle's default keeps the memory of the gradients and zeroes it.
+            optimizer.clear_grad(set_to_zero=step % 5 != 0)
+        found.append([param.numpy().tobytes() for param in network.parameters()])
+    assert found[0] == found[1]
 
 
 def set_clip(optimizer: ASGD, params: list) -> None:
