@@ -18,6 +18,9 @@ import time
 import warnings
 from typing import Any, Callable, NamedTuple
 
+# Before Paddle, which sets a variable that this reads.
+from . import machine
+
 with warnings.catch_warnings():
     # What Paddle says while it is imported: no ccache, a GPU build on a machine without a GPU.
     warnings.simplefilter("ignore")
@@ -26,7 +29,7 @@ with warnings.catch_warnings():
 
     from paddle_asgd import ASGD
 
-from . import machine, recipe_networks
+from . import recipe_networks
 from .contestants import BUILTIN, LEARNING_RATE, OURS
 from .report import duration, head
 
