@@ -18,7 +18,9 @@ def time_case(case: cases.Case, effort: measure.Effort) -> dict[str, Any]:
     """One step of every contestant who fits into half of the machine's memory together with the others."""
     chosen, out = contestants.fitting(case, machine.memory_bytes() // 2)
     with contestants.admit(case, chosen, effort.seconds_a_turn) as admitted:
-        taken = cold.alternate([contestant.turn for contestant in admitted], effort.rounds)
+        # What fits into no cache is timed in fewer rounds: it varies less, and takes longer.
+        rounds = effort.rounds if case.cold else (effort.rounds + 1) // 2
+        taken = cold.alternate([contestant.turn for contestant in admitted], rounds)
     moved = case.numel * cases.BYTES_A_STEP[case.dtype]
     rows = []
     for c, turns in zip(admitted, taken):
