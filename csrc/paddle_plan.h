@@ -195,6 +195,56 @@ class Attributes {
   }
 };
 
+// The attributes of a parameter as they were when nothing among them was found that would change its step. Before
+// Python 3.12 a dictionary has a number that every change of it replaces, and to compare two of these is all; later
+// Pythons have none, and everything is looked up at each step.
+class SeenAttributes {
+ public:
+  SeenAttributes() = default;
+
+  explicit SeenAttributes(PyObject* param) {
+    static PyObject* const kOptimizeAttr = PyUnicode_InternFromString("optimize_attr");
+    PyObject** const place = _PyObject_GetDictPtr(param);
+    if (place == nullptr || *place == nullptr) return;
+    dict_ = pybind11::reinterpret_borrow<pybind11::object>(*place);
+    PyObject* options = Attributes::own(dict_.ptr(), kOptimizeAttr);
+    if (options != nullptr) options_ = pybind11::reinterpret_borrow<pybind11::object>(options);
+    version_ = version_of(dict_.ptr());
+    options_version_ = options == nullptr ? 0 : version_of(options);
+  }
+
+  // False if they may have changed.
+  bool unchanged(PyObject* param) const {
+    if (version_ == kUnknown) return false;
+    PyObject** const place = _PyObject_GetDictPtr(param);
+    return place != nullptr && *place == dict_.ptr() && version_of(*place) == version_ &&
+           (!options_ || version_of(options_.ptr()) == options_version_);
+  }
+
+  template <typename Visit>
+  int visit(const Visit& visit) const {
+    int found = 0;
+    for (PyObject* object : {dict_.ptr(), options_.ptr()}) {
+      if (found == 0 && object != nullptr) found = visit(object);
+    }
+    return found;
+  }
+
+ private:
+  static constexpr uint64_t kUnknown = ~uint64_t{0};
+
+  static uint64_t version_of([[maybe_unused]] PyObject* dict) {
+#if PY_VERSION_HEX < 0x030C0000
+    return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#else
+    return kUnknown;
+#endif
+  }
+
+  pybind11::object dict_, options_;
+  uint64_t version_ = kUnknown, options_version_ = 0;
+};
+
 // The plan of an optimizer's step: for each trained parameter the tensors of its lists, the parameter first.
 class StepPlan {
  public:
@@ -220,6 +270,7 @@ class StepPlan {
       for (const Tensors& list : tensors_) seen_.add(*list[i]);
     }
     on_gpu_ = !trained.empty() && tensors_[0][0]->place().GetType() != phi::AllocationType::CPU;
+    attributes_.resize(trained.size());
     gradients_.resize(trained.size());
     held_.resize(trained.size());
     direct_ = can_read_gradients();
@@ -242,6 +293,9 @@ class StepPlan {
       }
       for (const SeenDictionary& dictionary : plan.dictionaries_) {
         if (found == 0) found = dictionary.visit(show);
+      }
+      for (const SeenAttributes& attributes : plan.attributes_) {
+        if (found == 0) found = attributes.visit(show);
       }
       return found;
     };
@@ -322,7 +376,10 @@ class StepPlan {
       const pybind11::object param = parameters_[at];
       if (Attributes::is_frozen(param.ptr())) continue;
       if (count == trained_.size() || PyTuple_GET_ITEM(trained_.ptr(), count) != param.ptr()) throw Stale();
-      if (!Attributes::are_plain(param.ptr(), PyTuple_GET_ITEM(multipliers_.ptr(), count))) throw Stale();
+      if (!attributes_[count].unchanged(param.ptr())) {
+        if (!Attributes::are_plain(param.ptr(), PyTuple_GET_ITEM(multipliers_.ptr(), count))) throw Stale();
+        attributes_[count] = SeenAttributes(param.ptr());
+      }
       ++count;
     }
     if (count != trained_.size()) throw Stale();
@@ -392,6 +449,7 @@ class StepPlan {
 
   pybind11::list parameters_;
   pybind11::tuple trained_, multipliers_, lists_;
+  std::vector<SeenAttributes> attributes_;
   std::vector<SeenDictionary> dictionaries_;
   std::vector<Tensors> tensors_;
   SeenTensors seen_;
