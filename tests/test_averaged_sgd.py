@@ -15,9 +15,9 @@ import paddle
 import pytest
 from averaged_trial import METHOD, AveragedTrial, averaged_state_of, reference
 from problems import FULL_SHAPES, ON_GPU, PIR, Quadratic, bits
+from test_gradients import NONE, embed, values_of
+from test_gradients import parameter as table
 from test_half_precision import master_of, parameter, rounded, tensor, widened
-from test_sparse_gradients import NONE, embed, values_of
-from test_sparse_gradients import parameter as table
 
 from paddle_asgd import AveragedSGD
 
