@@ -174,7 +174,7 @@ def draw_picture(means: dict[Any, np.ndarray], epochs: int, seeds: int, output: 
     right.plot(WIDTHS, [means[width][-1, 0] for width in WIDTHS], "o-", color="tab:green", label="PostHocEMA")
     left.set(xlabel="epoch", ylabel="cross entropy of the digits held out", yscale="log", xlim=(1, epochs))
     right.set(xlabel="width, sigma_rel", title=f"after epoch {epochs}", xlim=(0, WIDTHS[-1] * 1.05))
-    left.set_title(f"Handwritten digits, mean over {seeds} seed(s), after update_bn")
+    left.set_title(f"Handwritten digits, mean over {seeds} seeds, after update_bn")
     for axes in (left, right):
         axes.grid(True, which="both", alpha=0.3)
         axes.legend()
