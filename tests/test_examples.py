@@ -29,6 +29,7 @@ def accuracy(output: str) -> float:
 
 def test_all_examples_are_tested() -> None:
     tested = {"train_digits", "converge_exactly", "linear_probe", "ridge", "sag_convergence", "stability"}
+    tested |= {"averages_digits", "char_lm"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -65,6 +66,52 @@ def test_digits_refusals(tmp_path: Path, argument: str, message: str) -> None:
     assert done.returncode == 2
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_averages_digits(tmp_path: Path) -> None:
+    """A shorter run: every average is better than the weights in training, and statistics renewed than those left."""
+    done = run("averages_digits.py", tmp_path, "--epochs=12", "--seeds=1")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^  (\S.*?) +([\d.]+) +[\d.]+% +([\d.]+)$", done.stdout, re.MULTILINE)
+    losses = {name: float(loss) for name, loss, _ in rows}
+    widths = [f"PostHocEMA, width {width}" for width in ("0.02", "0.03", "0.05", "0.07", "0.10", "0.14", "0.20")]
+    assert list(losses) == ["weights in training", "rate falls to zero", "ema(0.99)", "swa()", *widths]
+    raw = losses["weights in training"]
+    assert losses["ema(0.99)"] < 0.85 * raw
+    assert losses["swa()"] < raw
+    assert losses["PostHocEMA, width 0.07"] < 0.85 * raw
+    stale = {name: float(before) for name, _, before in rows}
+    assert stale["swa()"] > losses["swa()"]
+    share = re.search(r"ema\(0\.99\) leaves (\d+)%", done.stdout)
+    assert share, done.stdout
+    assert abs(int(share[1]) / 100 - losses["ema(0.99)"] / raw) < 0.006
+    assert "24/24" in done.stderr  # the progress bar
+    assert "track global mean" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["averages_digits.png"]
+    assert (tmp_path / "averages_digits.png").read_bytes().startswith(PNG)
+
+
+def test_char_lm(tmp_path: Path) -> None:
+    """A part of the text: the average is better than the weights in training, at the same step."""
+    done = run("char_lm.py", tmp_path, "--steps=400", "--characters=40000")
+    assert done.returncode == 0, done.stderr
+    begun = re.search(r"averaging began at step (\d+) of 400", done.stdout)
+    assert begun, done.stdout
+    assert 0 < int(begun[1]) < 300  # the trigger fired by itself
+    rows = re.findall(r"^  (.+?)  +([\d.]+) +([\d.]+)$", done.stdout, re.MULTILINE)
+    values = {name: (float(validation), float(test)) for name, validation, test in rows}
+    raw, averaged, annealed = "SGD, weights in training", "AveragedSGD, average", "SGD, rate falls to zero"
+    assert list(values) == [raw, averaged, annealed]
+    assert values[averaged][0] < values[raw][0]
+    assert values[averaged][1] < values[raw][1]
+    change = 1 - values[averaged][1] / values[raw][1]
+    said = re.search(r"perplexity of the average is ([\d.]+)% below that of the weights in training", done.stdout)
+    assert said, done.stdout
+    assert abs(float(said[1]) / 100 - change) < 0.001
+    total = 400 + 400 - int(begun[1])
+    assert f"{total}/{total}" in done.stderr  # the progress bar
+    assert [path.name for path in tmp_path.iterdir()] == ["char_lm.png"]
+    assert (tmp_path / "char_lm.png").read_bytes().startswith(PNG)
 
 
 def test_converge_exactly(tmp_path: Path) -> None:
@@ -141,6 +188,12 @@ def test_sag_convergence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "argument", "message"),
     [
+        ("averages_digits.py", "--epochs=3", "received 3, expected at least 4"),
+        ("averages_digits.py", "--seeds=0", "received 0, expected at least 1"),
+        ("averages_digits.py", "--output=missing/loss.png", "there is no folder missing"),
+        ("char_lm.py", "--steps=100", "received 100, expected a multiple of 40 of at least 80"),
+        ("char_lm.py", "--characters=9999", "received 9999, expected at least 10000"),
+        ("char_lm.py", "--output=missing/lm.png", "there is no folder missing"),
         ("converge_exactly.py", "--epochs=0", "received 0, expected at least 1"),
         ("converge_exactly.py", "--output=missing/loss.png", "there is no folder missing"),
         ("linear_probe.py", "--epochs=0", "received 0, expected at least 1"),
