@@ -58,10 +58,11 @@ class AveragedModel:
     call for all tensors, without temporaries.
 
     Trainable parameters are averaged. Frozen parameters, BatchNorm's statistics and persistable buffers are copied at
-    each update. Parameters that are shared are averaged once. The averages follow the tensors themselves, so neither
-    renamed tensors nor ``to_static``, ``DataParallel`` or casts of the model by ``paddle.amp.decorate`` disturb them,
-    and the model need not be one that can be deep-copied. A parameter that is frozen now and trained later is averaged
-    from then on.
+    each update. BatchNorm's are then those of the last weights; where these are far from the average, as with ``swa``,
+    call ``update_bn`` within ``averaged_parameters``. Parameters that are shared are averaged once. The averages follow
+    the tensors themselves, so neither renamed tensors nor ``to_static``, ``DataParallel`` or casts of the model by
+    ``paddle.amp.decorate`` disturb them, and the model need not be one that can be deep-copied. A parameter that is
+    frozen now and trained later is averaged from then on.
 
     Args:
         model: the ``paddle.nn.Layer`` in training. Load pretrained weights into it before.
