@@ -60,6 +60,23 @@ def test_averages(built: build.Built) -> None:
     assert all(row["different"] > 0 for row in rows)
 
 
+def test_averaged_sgd(built: build.Built) -> None:
+    code, rows = rows_of(built.program("check_average_sgd"), "quick", "exact")
+    assert code == 0, rows
+    assert [row["check"].partition(" of ")[0] for row in rows] == [
+        "types and modes",
+        "sizes and offsets",
+        "2,603 tensors",
+        "special numbers",
+    ]
+    assert all(row["compared"] > 1000 and row["different"] == 0 for row in rows)
+    code, rows = rows_of(built.program("check_average_sgd"), "quick", "flip")
+    assert code == 1
+    assert all(row["different"] > 0 for row in rows)
+    assert "param from byte 0" in rows[0]["first"][0]
+    assert "step from byte 0" in rows[3]["first"][0]
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 @pytest.mark.parametrize("program", build.CHECKS, ids=lambda path: path.stem)
 def test_nvcc_takes_the_checks_without_a_warning(program: Path, tmp_path: Path) -> None:

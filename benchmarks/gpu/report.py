@@ -63,7 +63,7 @@ def bars(results: Results) -> list[Bar]:
 
 
 def _bits(results: Results) -> Bar:
-    names = ("bits", "averages", "graph", "large")
+    names = ("bits", "averages", "averaged_sgd", "graph", "large")
     codes = [done["code"] for done in results["stages"] if done["name"] in names]
     checks = [row for name in names for row in rows(results, name) if "check" in row]
     different = sum(row["different"] for row in checks)
@@ -77,11 +77,12 @@ def _bits(results: Results) -> Bar:
 
 def _sanitizers(results: Results) -> Bar:
     found, passed = [], []
-    for tool in SANITIZERS:
-        findings = [row["findings"] for row in rows(results, tool) if "findings" in row]
-        found.append(f"{tool} {sum(findings) if findings else 'did not finish'}")
-        passed.append(bool(findings) and sum(findings) == 0 and code(results, tool) == 0)
-    ran = any(rows(results, tool) for tool in SANITIZERS)
+    names = [name for tool in SANITIZERS for name in (tool, f"{tool}_averaged_sgd")]
+    for name in names:
+        findings = [row["findings"] for row in rows(results, name) if "findings" in row]
+        found.append(f"{name} {sum(findings) if findings else 'did not finish'}")
+        passed.append(bool(findings) and sum(findings) == 0 and code(results, name) == 0)
+    ran = any(rows(results, name) for name in names)
     return Bar("no finding of compute-sanitizer", ", ".join(found), all(passed) if ran else None)
 
 

@@ -84,6 +84,8 @@ def of(built: build.Built) -> Iterator[Stage]:
     torch_side += ["--library", str(built.library(LIBRARY.stem))] if real else []
     yield Stage("bits", [bits] if real else [bits, "quick"], 90)
     yield Stage("averages", [str(built.program("check_average"))], 60)
+    averaged_sgd = str(built.program("check_average_sgd"))
+    yield Stage("averaged_sgd", [averaged_sgd] if real else [averaged_sgd, "quick"], 60)
     yield Stage("graph", [str(built.program("check_graph"))], 60)
     yield Stage("measure", [str(built.program("measure")), str(listed)], 120)
     yield Stage("torch", torch_side, 100)
@@ -94,6 +96,7 @@ def of(built: build.Built) -> Iterator[Stage]:
         # racecheck alone looks at shared memory; all others at every access.
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99", "--print-limit", "20"]
         yield Stage(tool, [*command, bits, "quick", "exact"], 60)
+        yield Stage(f"{tool}_averaged_sgd", [*command, averaged_sgd, "quick", "exact"], 60)
     few = built.folder / "few.txt"
     # Not as large as above: ncu runs a kernel several times, and puts back what it has written.
     write_cases(few, [(str(1 << 27), "float32", 2), (str(1 << 27), "bfloat16", 2), ("resnet50", "float32", 8)], 1)

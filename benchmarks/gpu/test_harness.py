@@ -66,7 +66,12 @@ def figures(us: float) -> list[dict]:
 
 
 def results_of(
-    us: float = 1.05, different: int = 0, finding: int = 0, watch_launches: int = 3, event: str = ""
+    us: float = 1.05,
+    different: int = 0,
+    finding: int = 0,
+    other_finding: int = 0,
+    watch_launches: int = 3,
+    event: str = "",
 ) -> dict:
     check = {"check": "types and modes", "compared": 10, "different": different}
     launches = {"check": "launches of a step", "compared": 1, "different": 0}
@@ -81,11 +86,13 @@ def results_of(
     done = {
         "bits": [check],
         "averages": [check],
+        "averaged_sgd": [check],
         "graph": [launches],
         "large": [check],
         "measure": figures(us),
         "torch": [asgd, profile],
         **{tool: [{"findings": finding}] for tool in stages.SANITIZERS},
+        **{f"{tool}_averaged_sgd": [{"findings": other_finding}] for tool in stages.SANITIZERS},
     }
     ended = [{"name": name, "code": 0, "rows": rows} for name, rows in done.items()]
     return {"kind": "cuda", "machine": {"gpu": {}}, "symbols": ["cudaLaunchKernel"], "stages": ended}
@@ -97,12 +104,13 @@ def results_of(
         ({}, []),
         ({"different": 1}, [0]),
         ({"finding": 1}, [1]),
+        ({"other_finding": 1}, [1]),
         ({"us": 1.1}, [2]),  # 0.909 of the bandwidth
         ({"us": 1.5}, [2, 3, 4, 6]),
         ({"watch_launches": 4}, [5]),
         ({"event": "cudaMemcpyAsync"}, [7]),
     ],
-    ids=["all kept", "bits", "sanitizer", "slower", "slow", "launches", "copy"],
+    ids=["all kept", "bits", "sanitizer", "sanitizer of averaged SGD", "slower", "slow", "launches", "copy"],
 )
 def test_each_bar_says_what_is_broken(change: dict, broken: list[int]) -> None:
     found = report.bars(results_of(**change))

@@ -6,91 +6,19 @@
 #include <string>
 #include <vector>
 
-#include "average_sgd_kernel.h"
-#include "tensors.h"
+#include "averaged.h"
 
 namespace native_test {
 namespace {
 
 using paddle_asgd::AveragedSgdCoefficients;
 using paddle_asgd::AveragedSgdStep;
-using paddle_asgd::AveragedSgdTensor;
 using paddle_asgd::GradientRow;
 using paddle_asgd::GradientRows;
-using paddle_asgd::Scalar;
 
-constexpr double kRate = 0.075, kDecay = 0.3, kLambd = 0.4, kAlpha = 0.75;
-constexpr int64_t kT0 = 3;
-
-struct Mode {
-  const char* name;
-  bool averages;
-  bool own_t0;
-  double sign;
-  bool keeps_eta;
-  DType eta;
-};
-constexpr Mode kModes[] = {{"no average", false, false, 1, false, DType::kFloat64},
-                           {"average", true, false, 1, false, DType::kFloat64},
-                           {"average, own t0, climbing", true, true, -1, false, DType::kFloat64},
-                           {"average, eta kept", true, false, 1, true, DType::kFloat64},
-                           {"average, eta kept in float32", true, true, -1, true, DType::kFloat32}};
-
-// One parameter with gradient and state. Offsets differ between its buffers, so that none is aligned like another.
-struct Averaged {
-  Averaged(const Types& types_, const Mode& mode_, int64_t numel_, int64_t offset)
-      : types(types_),
-        mode(mode_),
-        numel(numel_),
-        param(types.param, numel, offset),
-        grad(types.grad, numel, 2 * offset),
-        ax(types.compute(), mode.averages ? numel : 0, 3 * offset),
-        master(DType::kFloat32, types.master ? numel : 0, 3 * offset),
-        clock(DType::kFloat64, 1, offset),
-        t0(DType::kFloat64, mode.own_t0 ? 1 : 0),
-        eta(mode.eta, mode.keeps_eta ? 1 : 0) {
-    if (mode.own_t0) t0.put(0, kT0 + 1);
-  }
-  const Buffer& weights() const { return types.master ? master : param; }
-  int64_t* steps() const { return static_cast<int64_t*>(clock.data()); }
-  std::string bytes() const {
-    return param.bytes() + ax.bytes() + master.bytes() + clock.bytes() + eta.bytes() + t0.bytes();
-  }
-  AveragedSgdTensor args() const {
-    return {param.data(), grad.data(),
-            ax.data(),    types.master ? master.data() : nullptr,
-            steps(),      static_cast<const double*>(t0.data()),
-            eta.data(),   numel,
-            types.param,  types.grad};
-  }
-
-  Types types;
-  Mode mode;
-  int64_t numel;
-  Buffer param, grad, ax, master;
-  Buffer clock;  // of int64, which is as wide as what the buffer takes it for
-  Buffer t0, eta;
-};
-
-using List = std::vector<std::unique_ptr<Averaged>>;
+using List = AveragedList;
 
 bool on_cuda = false;
-
-Scalar number(double value) { return Scalar{nullptr, DType::kFloat64, value}; }
-
-AveragedSgdStep step_of(const std::vector<AveragedSgdTensor>& args, const Mode& mode) {
-  AveragedSgdStep step{};
-  step.tensors = args.data();
-  step.count = static_cast<int64_t>(args.size());
-  step.learning_rate = number(kRate);
-  step.weight_decay = number(kDecay);
-  step.lambd = number(kLambd);
-  step.alpha = number(kAlpha);
-  step.t0 = number(kT0);
-  step.sign = number(mode.sign);
-  step.eta_dtype = mode.eta;
-  return step;
-}
 
 void run(const AveragedSgdStep& step) {
   if (!on_cuda) return paddle_asgd::average_sgd_cpu(step);
@@ -98,32 +26,9 @@ void run(const AveragedSgdStep& step) {
   CHECK(error == nullptr, "%s", error);
 }
 
-std::vector<AveragedSgdTensor> args_of(const List& list) {
-  std::vector<AveragedSgdTensor> args;
-  for (const auto& t : list) args.push_back(t->args());
-  return args;
-}
-
-void take_step(const List& list, const Mode& mode) {
-  const auto args = args_of(list);
+void take_step(const List& list, const AveragedMode& mode) {
+  const auto args = averaged_args(list);
   run(step_of(args, mode));
-}
-
-void add(List* list, const Types& types, const Mode& mode, int64_t numel, int64_t offset, Random* random) {
-  list->emplace_back(new Averaged(types, mode, numel, offset));
-  Averaged& t = *list->back();
-  for (int64_t e = 0; e < numel; ++e) {
-    const double value = random->number();
-    t.param.put(e, value);
-    if (types.master) t.master.put(e, value);
-  }
-}
-
-// Depends on the weight, the step and the element.
-void set_gradients(const List& list, Random* random) {
-  for (const auto& t : list) {
-    for (int64_t e = 0; e < t->numel; ++e) t->grad.put(e, 0.375 * t->param.at(e) + random->number());
-  }
 }
 
 // What one tensor held before a step.
@@ -135,7 +40,7 @@ struct Before {
   std::string ax, weights;
 };
 
-double rounded(const Mode& mode, double value) {
+double rounded(const AveragedMode& mode, double value) {
   return mode.eta == DType::kFloat32 ? static_cast<double>(static_cast<float>(value)) : value;
 }
 
@@ -143,7 +48,7 @@ double eta_after(int64_t steps) { return paddle_asgd::averaged_sgd_eta(kRate, kL
 
 template <typename T>
 void check_elements(const Averaged& t, const Before& before) {
-  const Mode& mode = t.mode;
+  const AveragedMode& mode = t.mode;
   const double kept = before.steps == 0 ? rounded(mode, kRate) : before.eta;
   const double eta = mode.keeps_eta ? kept : eta_after(before.steps);
   const double mu = rounded(mode, paddle_asgd::averaged_sgd_mu(mode.own_t0 ? kT0 + 1 : kT0, before.steps));
@@ -178,7 +83,7 @@ void check_step(const Averaged& t, const Before& before) {
   t.types.compute() == DType::kFloat64 ? check_elements<double>(t, before) : check_elements<float>(t, before);
 }
 
-void check_steps(const List& list, const Mode& mode, Random* random, int64_t steps) {
+void check_steps(const List& list, const AveragedMode& mode, Random* random, int64_t steps) {
   for (int64_t step = 0; step < steps; ++step) {
     set_gradients(list, random);
     std::vector<Before> before;
@@ -190,29 +95,24 @@ void check_steps(const List& list, const Mode& mode, Random* random, int64_t ste
 
 void check_every_step() {
   for (const Types& types : kTypes) {
-    for (const Mode& mode : kModes) {
+    for (const AveragedMode& mode : kAveragedModes) {
       // Offsets 0 and 1: 16-byte accesses are possible, or are not.
       for (const int64_t offset : {0, 1}) {
         Random random(1);
         List list;
         // Empty tensors first, in the middle and last; one of more than a chunk and a block.
-        for (const int64_t numel : {0, 1, 63, 0, 65, 257, 8193, 64, 0}) add(&list, types, mode, numel, offset, &random);
+        for (const int64_t numel : {0, 1, 63, 0, 65, 257, 8193, 64, 0})
+          add_averaged(&list, types, mode, numel, offset, &random);
         check_steps(list, mode, &random, 7);
       }
     }
   }
 }
 
-// Tensors of all types in turn, with clocks of their own: more than a launch takes.
 void check_many_tensors() {
-  for (const Mode& mode : {kModes[2], kModes[4]}) {
+  for (const AveragedMode& mode : {kAveragedModes[2], kAveragedModes[4]}) {
     Random random(2);
-    List list;
-    for (int64_t i = 0; i < 2603; ++i) {
-      add(&list, kTypes[i % 10], mode, i % 7 == 3 ? 0 : i % 11, i % 3, &random);
-      *list.back()->steps() = i % 5;
-      if (mode.keeps_eta) list.back()->eta.put(0, 0.01 * static_cast<double>(i % 13));
-    }
+    const List list = many_averaged(mode, &random);
     check_steps(list, mode, &random, 2);
   }
 }
@@ -221,13 +121,13 @@ void check_many_tensors() {
 void check_found_inf() {
   Random random(3);
   List list;
-  for (const Types& types : kTypes) add(&list, types, kModes[3], 65, 0, &random);
+  for (const Types& types : kTypes) add_averaged(&list, types, kAveragedModes[3], 65, 0, &random);
   set_gradients(list, &random);
   std::string before, after;
   for (const auto& t : list) before += t->bytes();
-  const auto args = args_of(list);
+  const auto args = averaged_args(list);
   const bool found = true;
-  AveragedSgdStep step = step_of(args, kModes[3]);
+  AveragedSgdStep step = step_of(args, kAveragedModes[3]);
   step.found_inf = &found;
   run(step);
   for (const auto& t : list) after += t->bytes();
@@ -240,9 +140,9 @@ void check_gradient_rows() {
     const int64_t height = 40, width = 77;
     Random random(4);
     List dense, sparse;
-    add(&dense, types, kModes[1], height * width, 0, &random);
+    add_averaged(&dense, types, kAveragedModes[1], height * width, 0, &random);
     Random again(4);
-    add(&sparse, types, kModes[1], height * width, 0, &again);
+    add_averaged(&sparse, types, kAveragedModes[1], height * width, 0, &again);
     for (int64_t k = 0; k < 6; ++k) {
       const std::vector<GradientRow> rows = {{k, 0}, {11 + k, 2}, {39, 1}};
       for (int64_t e = 0; e < height * width; ++e) dense[0]->grad.put(e, 0);
@@ -253,10 +153,10 @@ void check_gradient_rows() {
           sparse[0]->grad.put(entry.position * width + j, value);
         }
       }
-      take_step(dense, kModes[1]);
+      take_step(dense, kAveragedModes[1]);
       const GradientRows given[] = {{rows.data(), rows.data() + rows.size(), width}};
-      const auto args = args_of(sparse);
-      AveragedSgdStep step = step_of(args, kModes[1]);
+      const auto args = averaged_args(sparse);
+      AveragedSgdStep step = step_of(args, kAveragedModes[1]);
       step.gradient_rows = given;
       run(step);
       CHECK(dense[0]->bytes() == sparse[0]->bytes(), "%s, step %ld", types.name, static_cast<long>(k));
@@ -266,11 +166,11 @@ void check_gradient_rows() {
 
 void print_checksums() {
   for (const Types& types : kTypes) {
-    for (const Mode& mode : kModes) {
+    for (const AveragedMode& mode : kAveragedModes) {
       uint64_t hash = 14695981039346656037u;  // FNV-1a
       Random random(9);
       List list;
-      for (const int64_t numel : {0, 1, 63, 64, 65, 1291}) add(&list, types, mode, numel, 0, &random);
+      for (const int64_t numel : {0, 1, 63, 64, 65, 1291}) add_averaged(&list, types, mode, numel, 0, &random);
       for (int64_t step = 0; step < 12; ++step) {
         set_gradients(list, &random);
         take_step(list, mode);
