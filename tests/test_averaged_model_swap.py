@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 import pytest
 from averaging import COPIED, Network, arrays, batches, bits, train
-from test_uninterrupted import Instructions
+from interrupting import Instructions
 
 from paddle_asgd import ASGD, AveragedModel, ema, native
 from paddle_asgd.averages import averaged_model

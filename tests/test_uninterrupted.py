@@ -8,18 +8,16 @@ judged elsewhere (test_asgd.py): here an interrupted run must have the bits of o
 from __future__ import annotations
 
 import signal
-import sys
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 import paddle
 import pytest
+from interrupting import Expected
 from problems import Quadratic, bits, state_of
 
-import paddle_asgd
 from paddle_asgd import ASGD
 from paddle_asgd.uninterrupted import uninterrupted
 
@@ -27,8 +25,6 @@ SHAPES = [[5], [], [2, 3]]
 N = 3
 #: Distinct slots grow slowly and one comes twice.
 ORDER = [2, 2, 0, 1, 0, 2, 1]
-#: Where an interrupt may come: this package, and what Paddle's optimizer does for it between two of its own calls.
-TRACED = (str(Path(paddle_asgd.__file__).parent), str(Path(paddle.optimizer.__file__).with_name("optimizer.py")))
 
 
 class Subject:
@@ -176,79 +172,19 @@ def finished(subject: Subject, case: str) -> dict[str, Any]:
     return subject.content()
 
 
-class Instructions:
-    """Counts the instructions of Python that a call makes, and interrupts one of them."""
-
-    def __init__(self, at: int | None = None, everywhere: bool = False) -> None:
-        self.at, self.everywhere, self.count, self.where = at, everywhere, 0, ""
-
-    def _enter(self, frame: Any, event: str, arg: Any) -> Any:
-        if not self.everywhere and not frame.f_code.co_filename.startswith(TRACED):
-            return None
-        frame.f_trace_opcodes = True
-        return self._inside
-
-    def _inside(self, frame: Any, event: str, arg: Any) -> Any:
-        if event == "opcode":
-            self.count += 1
-            if self.count == self.at:
-                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                if self.everywhere:
-                    signal.raise_signal(signal.SIGUSR1)
-                raise KeyboardInterrupt
-        return self._inside
-
-    def run(self, call: Callable[[], None]) -> None:
-        before = sys.gettrace()
-        sys.settrace(self._enter)
-        try:
-            call()
-        finally:
-            sys.settrace(before)
-
-
-class Expected:
-    """What a case contains before, after, and some steps later, if nothing interrupts it."""
-
-    def __init__(self, case: str, everywhere: bool = False) -> None:
-        self.case = case
-        subject, call = prepared(case)
-        self.before = subject.content()
-        counting = Instructions(everywhere=everywhere)
-        counting.run(call)
-        self.instructions = counting.count
-        self.after = subject.content()
-        self.later = finished(subject, case)
-
-    def check(self, subject: Subject, call: Callable[[], None], where: str) -> bool:
-        """The interrupted call can be repeated or, if it was taken, left; returns whether it was."""
-        content = subject.content()
-        taken = content == self.after
-        assert taken or content == self.before, f"{self.case}: half-made after an interrupt at {where}"
-        if not taken:
-            call()
-        assert finished(subject, self.case) == self.later, f"{self.case}: other bits after an interrupt at {where}"
-        return taken
-
-
 @pytest.fixture(autouse=True)
 def _quiet(recwarn: pytest.WarningsRecorder) -> None:
     """float16 without master weights warns."""
     warnings.simplefilter("ignore")
 
 
+def expected_of(case: str, everywhere: bool = False) -> Expected:
+    return Expected(case, partial(prepared, case), partial(finished, case=case), everywhere)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_an_interrupt_at_any_instruction(case: str, request: pytest.FixtureRequest) -> None:
-    expected = Expected(case)
-    wanted = request.config.getoption("--interrupts") or expected.instructions
-    draw = np.random.default_rng(17)
-    size = min(wanted, expected.instructions)
-    for at in draw.choice(expected.instructions, size, replace=False) + 1:
-        subject, call = prepared(case)
-        tracing = Instructions(int(at))
-        with pytest.raises(KeyboardInterrupt):
-            tracing.run(call)
-        expected.check(subject, call, f"instruction {at}, {tracing.where}")
+    expected_of(case).interrupt_some(request.config.getoption("--interrupts"))
 
 
 def test_signals_at_random_moments() -> None:
@@ -257,14 +193,9 @@ def test_signals_at_random_moments() -> None:
     handler = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     try:
         for case in CASES:
-            expected = Expected(case, everywhere=True)
+            expected = expected_of(case, everywhere=True)
             for at in draw.integers(1, expected.instructions, SIGNALS, endpoint=True):
-                subject, call = prepared(case)
-                tracing = Instructions(int(at), everywhere=True)
-                with pytest.raises(KeyboardInterrupt):
-                    tracing.run(call)
-                paddle.set_grad_enabled(True)  # an interrupt within Paddle's own guard leaves it off
-                taken += expected.check(subject, call, f"instruction {at}, {tracing.where}")
+                taken += expected.interrupt(int(at), everywhere=True)
     finally:
         signal.signal(signal.SIGUSR1, handler)
     assert 0 < taken < SIGNALS * len(CASES)

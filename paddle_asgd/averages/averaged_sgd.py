@@ -128,6 +128,8 @@ class AveragedSGD(FusedOptimizer):
         #: at least as many as any parameter has taken that has no average yet
         self._steps = 0
         self._started = False
+        #: the same of the checkpoint that is being loaded
+        self._loads_started = False
         self._swapped = False
         #: whether a graph holds this optimizer's step, with t0 as a constant
         self._in_graph = False
@@ -222,11 +224,11 @@ class AveragedSGD(FusedOptimizer):
 
     def _has_begun(self, state: dict[str, Any]) -> bool:
         """Whether the average is one of weights that it averages, and no copy that leads to it."""
-        return state["step"].item() >= self._t0_of(state) + 2
+        return state["step"].item() >= self._t0_of(state, self._started) + 2
 
-    def _t0_of(self, state: dict[str, Any]) -> float:
+    def _t0_of(self, state: dict[str, Any], started: bool) -> float:
         t0 = state.get("t0")
-        return (0.0 if self._started else self._t0) if t0 is None else t0.item()
+        return (0.0 if started else self._t0) if t0 is None else t0.item()
 
     @contextmanager
     def averaged_parameters(self) -> Iterator[None]:
@@ -251,11 +253,17 @@ class AveragedSGD(FusedOptimizer):
             kept = [param.clone() for param in params]
         swap = native.average_swap_call([], [], params, averages)
         restore = native.average_swap_call([], [], params, kept)
+        leave = partial(uninterrupted, restore, partial(setattr, self, "_swapped", False))
         try:
             uninterrupted(partial(setattr, self, "_swapped", True), swap)
             yield
         finally:
-            uninterrupted(restore, partial(setattr, self, "_swapped", False))
+            try:
+                leave()
+            except BaseException:
+                # An interrupt can come within the call of leave(), before the weights are back or behind that.
+                leave()
+                raise
 
     def _refuse_swap(self) -> None:
         if not in_dygraph_mode():
@@ -282,13 +290,8 @@ class AveragedSGD(FusedOptimizer):
         if isinstance(state_dict, dict):
             started = self._check_started(state_dict.get(STARTED))
             rest = {key: value for key, value in state_dict.items() if key != STARTED}
-        before = self._started
-        self._started = started
-        try:
-            self._load(rest)
-        except BaseException:
-            self._started = before
-            raise
+        self._loads_started = started
+        self._load(rest, partial(setattr, self, "_started", started))
 
     @staticmethod
     def _check_started(entry: Any) -> bool:
@@ -306,7 +309,7 @@ class AveragedSGD(FusedOptimizer):
             step = as_tensor(name, "step", state["step"])
             steps = int(step.max().item()) if math.prod(step.shape) else 0
             t0 = {"t0": as_tensor(name, "t0", state["t0"])} if "t0" in state else {}
-            if "ax" not in state and math.prod(step.shape) == 1 and steps >= self._t0_of(t0) + 2:
+            if "ax" not in state and math.prod(step.shape) == 1 and steps >= self._t0_of(t0, self._loads_started) + 2:
                 arguments.refuse_state(f"entry 'ax' of parameter {name!r} is missing, and averaging has begun")
             taken = max(taken, steps)
         undo.append(partial(setattr, self, "_steps", self._steps))
