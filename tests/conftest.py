@@ -56,6 +56,8 @@ def _fresh_paddle() -> Iterator[None]:
 
 @pytest.fixture
 def static_mode() -> Iterator[None]:
+    """Static graph mode, in programs of the test's own: the process's hold the names of other tests already."""
     paddle.enable_static()
-    yield
+    with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
+        yield
     paddle.disable_static()
