@@ -44,11 +44,7 @@ PADDLE_ASGD_INLINE void update(T* __restrict__ x, const G* __restrict__ grad, T*
   }
 }
 
-// 16-bit parameters are updated a block at a time, while it is in the first-level cache. Rounding them in a separate
-// pass was measured to be faster than in the loop, for bfloat16 too. With 1,024 elements the buffers no longer fit
-// beside the tensors, all of which begin on a page.
-constexpr int64_t kBlock = 512;
-
+// 16-bit parameters are updated a block at a time.
 template <typename P, typename G, bool kMaster, bool kTheta>
 PADDLE_ASGD_INLINE void update_block(const Typed<P, G, float>& t, const G* grad, Coefficients<float> c, int64_t begin,
                                      int64_t length) {

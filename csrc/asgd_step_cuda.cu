@@ -10,14 +10,6 @@
 namespace paddle_asgd {
 namespace {
 
-// The tests run this on the host, one thread after the other, where none can wait for another.
-#ifdef __CUDA_ARCH__
-constexpr bool kThreadsWait = true;
-__device__ inline void block_barrier() { __syncthreads(); }
-#else
-constexpr bool kThreadsWait = false;
-__device__ inline void block_barrier() {}
-#endif
 static_assert(kChunk == kRefreshSpan, "a block's elements are a span");
 
 // What a block needs to know of its tensor besides where it lies.
@@ -101,24 +93,6 @@ cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <int kBytes>
-cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, DType param, DType grad, cudaStream_t stream) {
-  // No case is the default, so that the compiler warns of a type that is missing.
-  const bool grad32 = grad == DType::kFloat32;
-  switch (param) {
-    case DType::kFloat64:
-      return enqueue<double, double, double>(launch, stream);
-    case DType::kFloat16:
-      return grad32 ? enqueue<Float16, float, float>(launch, stream) : enqueue<Float16, Float16, float>(launch, stream);
-    case DType::kBFloat16:
-      return grad32 ? enqueue<BFloat16, float, float>(launch, stream)
-                    : enqueue<BFloat16, BFloat16, float>(launch, stream);
-    case DType::kFloat32:
-      break;
-  }
-  return enqueue<float, float, float>(launch, stream);
-}
-
 }  // namespace
 
 const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
@@ -130,7 +104,11 @@ const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
         const bool closes = step.count > 0 && is_of(step.tensors[step.count - 1], types);
         if (error != cudaSuccess || closes != last) continue;
         error = for_each_launch(step, types, [&](const auto& launch) {
-          return enqueue(launch, types[0], types[1], static_cast<cudaStream_t>(stream));
+          return with_types(types, [&](auto pair) {
+            using Pair = decltype(pair);
+            return enqueue<typename Pair::P, typename Pair::G, typename Pair::T>(launch,
+                                                                                 static_cast<cudaStream_t>(stream));
+          });
         });
       }
     }

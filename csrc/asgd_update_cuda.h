@@ -11,12 +11,6 @@
 namespace paddle_asgd {
 namespace {
 
-// As many elements as fill 16 bytes of the narrowest storage type, loaded and stored in 16-byte accesses.
-template <typename S, int kCount>
-struct alignas(sizeof(S) * kCount < 16 ? sizeof(S) * kCount : 16) Vector {
-  S at[kCount];
-};
-
 // Everything that a block needs of its tensor. What is a template parameter below would otherwise be a test within the
 // loop over the elements.
 template <typename P, typename G, typename T>

@@ -13,11 +13,7 @@
 namespace paddle_asgd {
 namespace {
 
-// Forced, so that the loops are compiled within each clone and take its instruction set.
-#define PADDLE_ASGD_INLINE inline __attribute__((always_inline))
-
-// What passes through a buffer does so in blocks that stay in the first-level cache.
-constexpr int64_t kBlock = 512;
+// What is exchanged passes through a buffer, as kBlock elements do (storage.h).
 constexpr int64_t kBlockBytes = 4096;
 
 template <typename T, typename V>

@@ -11,8 +11,6 @@
 namespace paddle_asgd {
 namespace {
 
-constexpr int kThreads = 256;
-
 // What a block does to its share of one pair: each is a kernel of its own.
 
 template <typename T, typename V>

@@ -11,9 +11,6 @@
 namespace paddle_asgd {
 namespace {
 
-// Elements of a 16-bit parameter, or of one with a sparse gradient, that are in the first-level cache at once.
-constexpr int64_t kBlock = 512;
-
 template <bool kAverages, typename G, typename T>
 PADDLE_ASGD_INLINE void update(T* __restrict__ x, const G* __restrict__ grad, T* __restrict__ ax,
                                const AveragedSgdCoefficients<T> c, int64_t length) {

@@ -4,51 +4,35 @@
 #include <cstdint>
 
 #include "average_sgd_kernel.h"
-#include "cuda_launch.h"
+#include "cuda_types.h"
 
 namespace paddle_asgd {
 namespace {
 
-constexpr int kThreadsOfBlock = 256;
-// Where the tests run this on the host, one thread after the other, none can wait for another.
-#ifdef __CUDA_ARCH__
-constexpr bool kThreadsWait = true;
-__device__ inline void wait_for_block() { __syncthreads(); }
-#else
-constexpr bool kThreadsWait = false;
-__device__ inline void wait_for_block() {}
-#endif
-
 template <int kBytes>
 using AveragedSgdLaunch = Launch<AveragedSgdTensor, AveragedSgdStep, kBytes>;
 
-// As many elements as fill 16 bytes of the narrowest storage type, loaded and stored in 16-byte accesses.
-template <typename S, int kCount>
-struct alignas(sizeof(S) * kCount < 16 ? sizeof(S) * kCount : 16) Pack {
-  S at[kCount];
-};
-
 template <int kCount, typename P, typename G, typename T>
 __device__ void update(const AveragedSgdTyped<P, G, T>& t, const AveragedSgdCoefficients<T>& c, int64_t e) {
-  const auto g = *reinterpret_cast<const Pack<G, kCount>*>(t.grad + e);
-  Pack<T, kCount> x, ax = {};
-  Pack<P, kCount> rounded;
+  const auto g = *reinterpret_cast<const Vector<G, kCount>*>(t.grad + e);
+  Vector<T, kCount> x, ax = {};
+  Vector<P, kCount> rounded;
   // A 16-bit parameter with a master weight is not read: its value follows from the master, and the bytes are saved.
   if (t.master != nullptr) {
-    x = *reinterpret_cast<const Pack<T, kCount>*>(t.master + e);
+    x = *reinterpret_cast<const Vector<T, kCount>*>(t.master + e);
   } else {
-    rounded = *reinterpret_cast<const Pack<P, kCount>*>(t.param + e);
+    rounded = *reinterpret_cast<const Vector<P, kCount>*>(t.param + e);
 #pragma unroll
     for (int k = 0; k < kCount; ++k) x.at[k] = widen(rounded.at[k]);
   }
-  if (t.ax != nullptr) ax = *reinterpret_cast<const Pack<T, kCount>*>(t.ax + e);
+  if (t.ax != nullptr) ax = *reinterpret_cast<const Vector<T, kCount>*>(t.ax + e);
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     x.at[k] = descend_averaged<T>(x.at[k], widen(g.at[k]), c);
     narrow(x.at[k], &rounded.at[k]);
   }
-  if (t.master != nullptr) *reinterpret_cast<Pack<T, kCount>*>(t.master + e) = x;
-  *reinterpret_cast<Pack<P, kCount>*>(t.param + e) = rounded;
+  if (t.master != nullptr) *reinterpret_cast<Vector<T, kCount>*>(t.master + e) = x;
+  *reinterpret_cast<Vector<P, kCount>*>(t.param + e) = rounded;
   if (t.ax == nullptr) return;
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
@@ -56,7 +40,7 @@ __device__ void update(const AveragedSgdTyped<P, G, T>& t, const AveragedSgdCoef
     const T followed = t.master != nullptr ? x.at[k] : static_cast<T>(widen(rounded.at[k]));
     ax.at[k] = average<T>(ax.at[k], followed, c.mu);
   }
-  *reinterpret_cast<Pack<T, kCount>*>(t.ax + e) = ax;
+  *reinterpret_cast<Vector<T, kCount>*>(t.ax + e) = ax;
 }
 
 template <typename P, typename G, typename T>
@@ -67,7 +51,7 @@ __device__ bool aligned(const AveragedSgdTyped<P, G, T>& t) {
 }
 
 template <typename P, typename G, typename T, int kBytes>
-__global__ void __launch_bounds__(kThreadsOfBlock)
+__global__ void __launch_bounds__(kThreads)
     step_tensors(const PADDLE_ASGD_GRID_CONSTANT AveragedSgdLaunch<kBytes> launch) {
   const AveragedSgdStep& step = launch.step;
   if (step.found_inf != nullptr && *step.found_inf) return;
@@ -79,7 +63,7 @@ __global__ void __launch_bounds__(kThreadsOfBlock)
     const double eta = tensor.eta == nullptr ? eta_after(step, *tensor.steps) : kept_eta(tensor, step);
     shared = averaged_sgd_coefficients<T>(tensor, step, eta);
   }
-  wait_for_block();
+  block_barrier();
   const AveragedSgdCoefficients<T> c = shared;
   const AveragedSgdTyped<P, G, T> t = typed<P, G, T>(tensor);
   constexpr int kCount = 16 / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
@@ -89,9 +73,9 @@ __global__ void __launch_bounds__(kThreadsOfBlock)
   // A chunk begins at a multiple of every pack, so one test of the tensors' addresses is enough.
   if (aligned(t)) {
     single = begin + (end - begin) / kCount * kCount;
-    for (int64_t e = begin + threadIdx.x * kCount; e < single; e += kThreadsOfBlock * kCount) update<kCount>(t, c, e);
+    for (int64_t e = begin + threadIdx.x * kCount; e < single; e += kThreads * kCount) update<kCount>(t, c, e);
   }
-  for (int64_t e = single + threadIdx.x; e < end; e += kThreadsOfBlock) update<1>(t, c, e);
+  for (int64_t e = single + threadIdx.x; e < end; e += kThreads) update<1>(t, c, e);
 }
 
 // A launch of its own: within step_tensors some block might still have to read a clock that another advanced.
@@ -110,49 +94,27 @@ template <typename P, typename G, typename T, int kBytes>
 cudaError_t enqueue(const AveragedSgdLaunch<kBytes>& launch, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
   // No tensor, or none with an element: a launch of no blocks is an error in CUDA.
-  if (blocks > 0) step_tensors<P, G, T, kBytes><<<blocks, kThreadsOfBlock, 0, stream>>>(launch);
+  if (blocks > 0) step_tensors<P, G, T, kBytes><<<blocks, kThreads, 0, stream>>>(launch);
   // The clocks must not advance over a step that was not taken.
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess || launch.count == 0) return error;
-  advance_clocks<kBytes><<<1, kThreadsOfBlock, 0, stream>>>(launch);
+  advance_clocks<kBytes><<<1, kThreads, 0, stream>>>(launch);
   return cudaGetLastError();
 }
-
-template <int kBytes>
-cudaError_t enqueue(const AveragedSgdLaunch<kBytes>& launch, DType param, DType grad, cudaStream_t stream) {
-  // No case is the default, so that the compiler warns of a type that is missing.
-  const bool grad32 = grad == DType::kFloat32;
-  switch (param) {
-    case DType::kFloat64:
-      return enqueue<double, double, double>(launch, stream);
-    case DType::kFloat16:
-      return grad32 ? enqueue<Float16, float, float>(launch, stream) : enqueue<Float16, Float16, float>(launch, stream);
-    case DType::kBFloat16:
-      return grad32 ? enqueue<BFloat16, float, float>(launch, stream)
-                    : enqueue<BFloat16, BFloat16, float>(launch, stream);
-    case DType::kFloat32:
-      break;
-  }
-  return enqueue<float, float, float>(launch, stream);
-}
-
-// The pairs of parameter and gradient: a kernel is compiled for each, so a launch holds tensors of one pair.
-constexpr DType kPairs[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},
-                               {DType::kFloat16, DType::kFloat16},   {DType::kFloat16, DType::kFloat32},
-                               {DType::kBFloat16, DType::kBFloat16}, {DType::kBFloat16, DType::kFloat32}};
 
 }  // namespace
 
 const char* average_sgd_cuda(const AveragedSgdStep& step, int device, void* stream) {
   return on_device(device, [&]() {
     cudaError_t error = cudaSuccess;
-    for (const auto& pair : kPairs) {
+    for (const auto& types : kTypes) {
       if (error != cudaSuccess) return error;
-      const auto belongs = [&](const AveragedSgdTensor& t) {
-        return t.param_dtype == pair[0] && t.grad_dtype == pair[1];
-      };
-      error = for_each_launch(step.tensors, step, belongs, [&](const auto& launch) {
-        return enqueue(launch, pair[0], pair[1], static_cast<cudaStream_t>(stream));
+      error = for_each_launch(step, types, [&](const auto& launch) {
+        return with_types(types, [&](auto pair) {
+          using Pair = decltype(pair);
+          return enqueue<typename Pair::P, typename Pair::G, typename Pair::T>(launch,
+                                                                               static_cast<cudaStream_t>(stream));
+        });
       });
     }
     return error;

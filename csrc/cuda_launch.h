@@ -12,6 +12,8 @@ namespace paddle_asgd {
 // The elements of one tensor that one block updates. They are few enough to balance tensors of very different sizes,
 // and enough to pay for the search of the tensor.
 constexpr int64_t kChunk = 4096;
+// The threads of a block, in every kernel that works on elements.
+constexpr int kThreads = 256;
 
 // The tensors of a launch travel as its argument: no copy to the device, nothing to keep alive. CUDA 12.1 raised the
 // limit on arguments from 4 KiB to 32,764 bytes for Volta and later.

@@ -31,23 +31,14 @@ DDim clock_shape(const Received& r, int64_t slots) {
 
 // Checks a parameter and what every call needs of its state, and says where they lie.
 TensorArgs check_state(const Received& r, size_t i, const Check& check, const DDim& clock) {
-  const DenseTensor& param = check.dense("value", *r.params[i]);
-  const DDim& dims = param.meta().dims;
-  const DataType dtype = param.meta().dtype;
-  const bool half = is_16_bit(dtype);
-  if (!half && dtype != DataType::FLOAT32 && dtype != DataType::FLOAT64) {
-    check.fail("dtype", show(dtype), "float16, bfloat16, float32 or float64");
-  }
+  const Weights weights = check_weights(check, *r.params[i], r.masters, i);
   TensorArgs t{};
-  t.param = check.memory("value", param);
-  t.d = check.like("d", *r.d[i], dims, dtype == DataType::FLOAT64 ? DataType::FLOAT64 : DataType::FLOAT32);
+  t.param = weights.param;
+  t.master = weights.master;
+  t.numel = weights.numel;
+  t.param_dtype = kernel_dtype(weights.dtype);
+  t.d = check.like("d", *r.d[i], *weights.dims, weights.wide());
   t.m = static_cast<int64_t*>(check.like("m", *r.m[i], clock, DataType::INT64));
-  if (r.masters) {
-    if (!half) check.fail("dtype", show(dtype), "float16 or bfloat16 beside a master weight");
-    t.master = check.like("master weight", *(*r.masters)[i], dims, DataType::FLOAT32);
-  }
-  t.numel = extent_of(param).numel;
-  t.param_dtype = kernel_dtype(dtype);
   return t;
 }
 
@@ -67,23 +58,16 @@ TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int6
 }
 
 // Checks the gradient of a parameter that has been checked, and says where it lies.
-void check_gradient(const Received& r, size_t i, const Tensor& gradient, const Place& place, TensorArgs* t,
+void check_gradient(const Received& r, size_t i, const Tensor& given, const Place& place, TensorArgs* t,
                     SparseGradients* sparse) {
-  const Check check(*r.params[i], i, place);
-  const phi::DenseTensorMeta& meta = dense_tensor(*r.params[i])->meta();
+  const CheckedGradient gradient = check_gradient(*r.params[i], i, given, place, sparse);
   const DataType stored = dense_tensor(*r.y[i])->meta().dtype;
-  // Dense first: a gradient nearly always is, and asking for rows costs another look at its type.
-  const DenseTensor* dense = dense_tensor(gradient);
-  const phi::SelectedRows* rows = dense == nullptr ? selected_rows(gradient) : nullptr;
-  const DenseTensor& grad = dense != nullptr  ? *dense
-                            : rows != nullptr ? sparse->add(i, check, *rows, meta.dims, place)
-                                              : check.dense("gradient", gradient);
-  const DataType received = grad.meta().dtype;
-  const bool grad32 = is_16_bit(meta.dtype) && received == DataType::FLOAT32;
-  const DataType dtype = grad32 ? DataType::FLOAT32 : meta.dtype;
-  t->grad = check.like("gradient", grad, rows == nullptr ? meta.dims : grad.meta().dims, dtype);
-  if (stored != dtype) check.fail("dtype of the gradient", show(dtype), show(stored) + ", as its history y has");
-  t->grad_dtype = kernel_dtype(dtype);
+  if (stored != gradient.dtype) {
+    Check(*r.params[i], i, place)
+        .fail("dtype of the gradient", show(gradient.dtype), show(stored) + ", as its history y has");
+  }
+  t->grad = gradient.values;
+  t->grad_dtype = kernel_dtype(gradient.dtype);
 }
 
 // A slot of the history. What the host can read is checked here, the rest by the kernel, which cannot raise.
@@ -122,11 +106,7 @@ Prepared prepare(const Received& r) {
   Prepared prepared;
   if (count == 0) return prepared;
   prepared.tensors.reserve(count);
-  // An empty parameter says nothing about the device: its counter, which never is empty, does.
-  const Tensor& first = *r.m[0];
-  if (!first.defined() || !first.initialized())
-    Check(*r.params[0], 0, Place()).fail("m", "no memory", "a tensor of one int64");
-  prepared.place = first.place();
+  prepared.place = place_of(r.params, "m", r.m);
   const Check check(*r.params[0], 0, prepared.place);
   const DDim& dims = check.dense("value", *r.params[0]).meta().dims;
   prepared.batch_num = slots_of(check, check.dense("y", *r.y[0]).meta().dims, dims);
@@ -208,7 +188,7 @@ void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads
   r.d = addresses(d);
   r.y = addresses(y);
   r.m = addresses(m);
-  if (masters) r.masters = addresses(*masters);
+  r.masters = addresses(masters);
   r.learning_rate.tensor = &learning_rate;
   r.weight_decay.tensor = &weight_decay;
   if (found_inf) r.found_inf = found_inf.get_ptr();

@@ -23,45 +23,17 @@ DataType eta_dtype(const ReceivedAveragedSgd& r) {
 // Checks a parameter and its state, and says where they lie.
 AveragedSgdTensor check_state(const ReceivedAveragedSgd& r, size_t i, const Check& check, DataType etas) {
   const DDim one({1});
-  const DenseTensor& param = check.dense("value", *r.params[i]);
-  const DDim& dims = param.meta().dims;
-  const DataType dtype = param.meta().dtype;
-  const bool half = is_16_bit(dtype);
-  if (!half && dtype != DataType::FLOAT32 && dtype != DataType::FLOAT64) {
-    check.fail("dtype", show(dtype), "float16, bfloat16, float32 or float64");
-  }
+  const Weights weights = check_weights(check, *r.params[i], r.masters, i);
   AveragedSgdTensor t{};
-  t.param = check.memory("value", param);
+  t.param = weights.param;
+  t.master = weights.master;
+  t.numel = weights.numel;
+  t.param_dtype = kernel_dtype(weights.dtype);
   t.steps = static_cast<int64_t*>(check.like("step", *r.steps[i], one, DataType::INT64));
-  if (r.ax) {
-    t.ax = check.like("ax", *(*r.ax)[i], dims, dtype == DataType::FLOAT64 ? DataType::FLOAT64 : DataType::FLOAT32);
-  }
+  if (r.ax) t.ax = check.like("ax", *(*r.ax)[i], *weights.dims, weights.wide());
   if (r.t0s) t.t0 = static_cast<const double*>(check.like("t0", *(*r.t0s)[i], one, DataType::FLOAT64));
   if (r.etas) t.eta = check.like("eta", *(*r.etas)[i], one, etas);
-  if (r.masters) {
-    if (!half) check.fail("dtype", show(dtype), "float16 or bfloat16 beside a master weight");
-    t.master = check.like("master weight", *(*r.masters)[i], dims, DataType::FLOAT32);
-  }
-  t.numel = extent_of(param).numel;
-  t.param_dtype = kernel_dtype(dtype);
   return t;
-}
-
-// Checks the gradient of a parameter whose state has been checked, and says where it lies.
-void check_gradient(const ReceivedAveragedSgd& r, size_t i, const Tensor& given, const Place& place,
-                    AveragedSgdTensor* t, SparseGradients* sparse) {
-  const Check check(*r.params[i], i, place);
-  const phi::DenseTensorMeta& param = check.dense("value", *r.params[i]).meta();
-  // Dense first: a gradient nearly always is, and asking for rows costs another look at its type.
-  const DenseTensor* dense = dense_tensor(given);
-  const phi::SelectedRows* rows = dense == nullptr ? selected_rows(given) : nullptr;
-  const DenseTensor& grad = dense != nullptr  ? *dense
-                            : rows != nullptr ? sparse->add(i, check, *rows, param.dims, place)
-                                              : check.dense("gradient", given);
-  const bool grad32 = is_16_bit(param.dtype) && grad.meta().dtype == DataType::FLOAT32;
-  const DataType dtype = grad32 ? DataType::FLOAT32 : param.dtype;
-  t->grad = check.like("gradient", grad, rows == nullptr ? param.dims : grad.meta().dims, dtype);
-  t->grad_dtype = kernel_dtype(dtype);
 }
 
 void check_lengths(const ReceivedAveragedSgd& r) {
@@ -81,11 +53,7 @@ PreparedAveragedSgd prepare(const ReceivedAveragedSgd& r) {
   PreparedAveragedSgd prepared;
   if (count == 0) return prepared;
   prepared.tensors.reserve(count);
-  // An empty parameter says nothing about the device: its counter, which never is empty, does.
-  const Tensor& first = *r.steps[0];
-  if (!first.defined() || !first.initialized())
-    Check(*r.params[0], 0, Place()).fail("step", "no memory", "a tensor of one int64");
-  prepared.place = first.place();
+  prepared.place = place_of(r.params, "step", r.steps);
   const DataType etas = eta_dtype(r);
   prepared.eta_dtype = kernel_dtype(etas);
   for (size_t i = 0; i < count; ++i) {
@@ -102,7 +70,11 @@ AveragedSgdStep complete(const ReceivedAveragedSgd& r, const Tensors& grads, Pre
                          SparseGradients* sparse) {
   const size_t count = prepared->tensors.size();
   const Place& place = prepared->place;
-  for (size_t i = 0; i < count; ++i) check_gradient(r, i, *grads[i], place, &prepared->tensors[i], sparse);
+  for (size_t i = 0; i < count; ++i) {
+    const CheckedGradient gradient = check_gradient(*r.params[i], i, *grads[i], place, sparse);
+    prepared->tensors[i].grad = gradient.values;
+    prepared->tensors[i].grad_dtype = kernel_dtype(gradient.dtype);
+  }
   AveragedSgdStep step{};
   step.tensors = prepared->tensors.data();
   step.count = static_cast<int64_t>(count);
@@ -137,10 +109,6 @@ void averaged_sgd_update(const ReceivedAveragedSgd& r, const Tensors& grads, boo
 
 namespace {
 
-std::optional<Tensors> optional_addresses(const paddle::optional<std::vector<Tensor>>& tensors) {
-  return tensors ? std::optional<Tensors>(addresses(*tensors)) : std::nullopt;
-}
-
 void averaged_sgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads, const Tensor& learning_rate,
                            const Tensor& weight_decay, std::vector<Tensor>& steps, std::vector<Tensor>& ax,
                            const Tensor& lambd, const Tensor& alpha, const Tensor& t0, const Tensor& sign,
@@ -151,9 +119,9 @@ void averaged_sgd_operator(std::vector<Tensor>& params, const std::vector<Tensor
   r.params = addresses(params);
   r.steps = addresses(steps);
   r.ax = addresses(ax);
-  r.t0s = optional_addresses(t0s);
-  r.etas = optional_addresses(etas);
-  r.masters = optional_addresses(masters);
+  r.t0s = addresses(t0s);
+  r.etas = addresses(etas);
+  r.masters = addresses(masters);
   r.learning_rate.tensor = &learning_rate;
   r.weight_decay.tensor = &weight_decay;
   r.lambd.tensor = &lambd;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads and checks a sparse gradient, which Paddle calls selected rows: one tensor of values, and for each of its rows
-// the row of the parameter that it belongs to. Must not add anything up (gradient_rows.h).
+// Reads and checks a gradient, dense or sparse. Paddle calls a sparse one selected rows: one tensor of values, and for
+// each of its rows the row of the parameter that it belongs to. Must not add anything up (gradient_rows.h).
 #pragma once
 
 #include <algorithm>
@@ -73,5 +73,27 @@ class SparseGradients {
   std::vector<GradientRows> rows_;
   std::vector<std::vector<GradientRow>> sorted_;
 };
+
+// A gradient that fits its parameter.
+struct CheckedGradient {
+  const void* values;
+  DataType dtype;  // that of the parameter, or float32 for a 16-bit one
+};
+
+// Checks the gradient of parameter `i`, which has been checked.
+inline CheckedGradient check_gradient(const Tensor& param, size_t i, const Tensor& gradient, const Place& place,
+                                      SparseGradients* sparse) {
+  const Check check(param, i, place);
+  const phi::DenseTensorMeta& meta = dense_tensor(param)->meta();
+  // Dense first: a gradient nearly always is, and asking for rows costs another look at its type.
+  const DenseTensor* dense = dense_tensor(gradient);
+  const phi::SelectedRows* rows = dense == nullptr ? selected_rows(gradient) : nullptr;
+  const DenseTensor& grad = dense != nullptr  ? *dense
+                            : rows != nullptr ? sparse->add(i, check, *rows, meta.dims, place)
+                                              : check.dense("gradient", gradient);
+  const bool grad32 = is_16_bit(meta.dtype) && grad.meta().dtype == DataType::FLOAT32;
+  const DataType dtype = grad32 ? DataType::FLOAT32 : meta.dtype;
+  return {check.like("gradient", grad, rows == nullptr ? meta.dims : grad.meta().dims, dtype), dtype};
+}
 
 }  // namespace paddle_asgd

@@ -19,6 +19,11 @@
 namespace paddle_asgd {
 namespace {
 
+// Elements that pass through buffers at once, and stay in the first-level cache. Rounding them in a pass of its own was
+// measured to be faster than within the loop that computes them, for bfloat16 too. With 1,024 elements the buffers no
+// longer fit beside the tensors, all of which begin on a page.
+constexpr int64_t kBlock = 512;
+
 // The arrays never overlap; without __restrict__ the compiler would test that before each loop.
 PADDLE_ASGD_CLONES void widen_in_integers(const Float16* __restrict__ from, float* __restrict__ to, int64_t count) {
   for (int64_t e = 0; e < count; ++e) to[e] = widen(from[e]);
