@@ -20,7 +20,7 @@ PRELUDE = """
 import sys, warnings
 warnings.simplefilter("ignore")
 import paddle
-from paddle_asgd import ASGD, shortcut
+from paddle_asgd import ASGD, AveragedSGD, shortcut
 
 if sys.argv[1] == "the full way":
     shortcut.Shortcut.of = lambda *arguments: None
@@ -29,11 +29,16 @@ def status(field):
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
+def optimizer_for(params):
+    if "averaged" in sys.argv:
+        return AveragedSGD(1e-6, t0=0, parameters=params, weight_decay=0.1)
+    return ASGD(1e-6, 3, params, weight_decay=0.1)
+
 def optimizer_of(*shapes):
     params = [paddle.create_parameter(list(shape), "float32") for shape in shapes]
     for param in params:
         param.grad = paddle.full(param.shape, 0.25)
-    return ASGD(1e-6, 3, params, weight_decay=0.1)
+    return optimizer_for(params)
 
 def take(steps, optimizer):
     for _ in range(steps):
@@ -70,9 +75,10 @@ def numbers(code: str, *arguments: str) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.parametrize("optimizer", ["ASGD", "averaged"])
 @pytest.mark.parametrize("way", ["the shortcut", "the full way"])
-def test_a_step_takes_nothing_of_a_parameters_size(way: str) -> None:
-    allocated, allocated_peak, resident, resident_peak, *later = numbers(PEAKS, way, str(ELEMENTS))
+def test_a_step_takes_nothing_of_a_parameters_size(way: str, optimizer: str) -> None:
+    allocated, allocated_peak, resident, resident_peak, *later = numbers(PEAKS, way, str(ELEMENTS), optimizer)
     enough = 4 * ELEMENTS // 4
     # Below an earlier peak a step could take what it likes.
     assert allocated_peak - allocated < enough
@@ -81,17 +87,40 @@ def test_a_step_takes_nothing_of_a_parameters_size(way: str) -> None:
     assert later[1] - resident_peak < enough
 
 
+@pytest.mark.parametrize("optimizer", ["ASGD", "averaged"])
 @pytest.mark.parametrize("way", ["the shortcut", "the full way"])
-def test_a_hundred_thousand_steps_leak_nothing(way: str) -> None:
-    (growth,) = numbers(GROWTH, way)
+def test_a_hundred_thousand_steps_leak_nothing(way: str, optimizer: str) -> None:
+    (growth,) = numbers(GROWTH, way, optimizer)
     assert growth < MIB
+
+
+# In the context lie the averages, and what the context keeps of the weights; behind it, neither that nor anything else.
+SWAPS = """
+optimizer = optimizer_of([int(sys.argv[2])])
+core, kind = paddle.base.core, ("Allocated", 0)
+current = lambda: core.host_memory_stat_current_value(*kind)
+take(4, optimizer)
+print(current())
+for _ in range(20):
+    with optimizer.averaged_parameters():
+        within = current()
+    take(1, optimizer)
+print(within, current(), core.host_memory_stat_peak_value(*kind))
+"""
+
+
+def test_averaged_parameters_keep_one_copy_of_the_weights_and_give_it_back() -> None:
+    before, within, after, peak = numbers(SWAPS, "the shortcut", str(ELEMENTS), "averaged")
+    assert within - before == 4 * ELEMENTS
+    assert after == before
+    assert peak == within
 
 
 # One row of a sparse gradient, and then another.
 SPARSE = """
 height = int(sys.argv[2]) // 128
 table = paddle.create_parameter([height, 128], "float32")
-optimizer = ASGD(1e-6, 3, [table], weight_decay=0.1)
+optimizer = optimizer_for([table])
 core, kind = paddle.base.core, ("Allocated", 0)
 
 def take_sparse(steps):
@@ -109,9 +138,10 @@ print(core.host_memory_stat_peak_value(*kind), status("VmHWM"))
 """
 
 
+@pytest.mark.parametrize("optimizer", ["ASGD", "averaged"])
 @pytest.mark.parametrize("way", ["the shortcut", "the full way"])
-def test_a_sparse_gradient_takes_nothing_of_a_parameters_size(way: str) -> None:
-    allocated, allocated_peak, resident, resident_peak, *later = numbers(SPARSE, way, str(ELEMENTS))
+def test_a_sparse_gradient_takes_nothing_of_a_parameters_size(way: str, optimizer: str) -> None:
+    allocated, allocated_peak, resident, resident_peak, *later = numbers(SPARSE, way, str(ELEMENTS), optimizer)
     enough = 4 * ELEMENTS // 4
     assert allocated_peak - allocated < enough
     assert resident_peak - resident < enough
