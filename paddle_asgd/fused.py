@@ -25,6 +25,7 @@ from .arguments import dtype_name, is_tensor
 from .gradients import dense, native_form, shaped
 from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
+from .sharding import parts_group
 from .shortcut import Shortcut
 from .state import ParameterState, StateTensor, is_16_bit
 from .tracing import leave_trace
@@ -240,9 +241,18 @@ class FusedOptimizer(Hooked, Optimizer):
         if options.groups is not None:
             self._param_groups = options.groups
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether a wrapper such as fleet's sharding has replaced the list of parameters by this process's part."""
+        return self._parameter_list is not self._own_list
+
+    def _parts_group(self) -> Any | None:
+        """The ranks that have the other parts of the parameters; None if this process has all of them."""
+        return parts_group() if self.is_divided else None
+
     def _refuse_where_divided(self) -> None:
         """Refuse to change the parameters after a wrapper has replaced the list of them by its own part."""
-        if self._parameter_list is not self._own_list:
+        if self.is_divided:
             raise ValueError(
                 "param_groups: received a change after a wrapper had replaced the list of parameters, expected it "
                 "before; add groups before the optimizer is sharded"

@@ -85,6 +85,6 @@ def caught(call: Any) -> str:
     """What a call raises, as text; an empty text if it raises nothing."""
     try:
         call()
-    except Exception as error:  # noqa: BLE001, whatever it is, the test compares it
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -243,6 +243,9 @@ class ASGD(FusedOptimizer):
         This is the paper's stopping rule. It tends to the norm of the whole objective's gradient as the steps become
         small, and costs no gradient. It is inf before the first step. Reading it waits for the device.
 
+        Where fleet's sharding has divided the parameters among ranks, this is a collective: every rank of the sharding
+        group must call it, and all of them get the same number.
+
         Returns:
             A float, in units of the loss over those of a parameter.
 
@@ -269,7 +272,7 @@ class ASGD(FusedOptimizer):
         trained = [(param, self._options.of(param).weight_decay) for param in params if not param.stop_gradient]
         if self._maximize:
             trained = [(param, -decay) for param, decay in trained]
-        return gradient_norm(trained, self._state, self._inputs)
+        return gradient_norm(trained, self._state, self._inputs, self._parts_group())
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where fleet divides the parameters among ranks (sharding stage 1): what a rank says is true of all parts.
+
+One job of two processes over gloo, which all tests read. Must not test the step's numbers themselves (test_fused.py).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from paddle.distributed import fleet
+from ranks import run_on_ranks
+
+from paddle_asgd import ASGD
+
+N, STEPS, RATE = 3, 10, 0.1
+WEIGHTS = [4.0, 4.0, 3.0]
+
+
+def network() -> Any:
+    """The same one for every rank and every call, under the same names."""
+    draw = np.random.default_rng(3)
+    with paddle.utils.unique_name.guard():
+        layers = paddle.nn.Sequential(paddle.nn.Linear(4, 5), paddle.nn.Tanh(), paddle.nn.Linear(5, 1))
+    for param in layers.parameters():
+        param.set_value(draw.normal(size=param.shape).astype("float32"))
+    return layers
+
+
+def batches() -> list[np.ndarray]:
+    draw = np.random.default_rng(4)
+    return [draw.normal(size=[8, 5]).astype("float32") for _ in range(N)]
+
+
+def train(model: Any, optimizer: Any, rows: slice, steps: range, order: Any = None) -> None:
+    data = batches()
+    for step in steps:
+        batch = paddle.to_tensor(data[step % N if order is None else order[step]][rows])
+        paddle.nn.functional.mse_loss(model(batch[:, :4]), batch[:, 4:]).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+
+class Single(paddle.nn.Layer):
+    """One parameter of three elements, whose gradient is always 0.5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = self.create_parameter([3], default_initializer=paddle.nn.initializer.Constant(0.0))
+
+    def forward(self) -> Any:
+        return 0.5 * self.x.sum()
+
+
+class Rank:
+    """One rank of the job: a model, the optimizer, and the wrapper that divides it."""
+
+    def __init__(self, layers: Any = None, **options: Any) -> None:
+        layers = network() if layers is None else layers
+        self.asgd = ASGD(RATE, N, layers.parameters(), **{"weight_decay": 0.1, **options})
+        self.model = fleet.distributed_model(layers)
+        self.optimizer = fleet.distributed_optimizer(self.asgd)
+
+    def train(self, first: int, last: int, order: Any = None) -> None:
+        rank = paddle.distributed.get_rank()
+        train(self.model, self.optimizer, slice(rank * 4, rank * 4 + 4), range(first, last), order)
+
+
+def job(found: dict[str, Any], folder: Path) -> None:
+    strategy = fleet.DistributedStrategy()
+    strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": 1, "pp_degree": 1, "sharding_degree": 2}
+    fleet.init(is_collective=True, strategy=strategy)
+    rank = Rank()
+    found["parts"] = [param.name for param in rank.asgd._parameter_list]
+    found["norms"] = [rank.optimizer.gradient_norm()]
+    rank.train(0, STEPS)
+    found["norms"] += [rank.optimizer.gradient_norm()]
+    single = Rank(Single(), weight_decay=None)
+    found["single"] = [single.optimizer.gradient_norm()]
+    for _ in range(2 * N):
+        single.model().backward()
+        single.optimizer.step()
+        single.optimizer.clear_grad()
+    found["single"] += [single.optimizer.gradient_norm()]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    found = run_on_ranks("test_sharding.job", tmp_path_factory.mktemp("sharding"))
+    assert all(one["parts"] for one in found)
+    return found
+
+
+@pytest.fixture
+def alone() -> ASGD:
+    """One process that has taken the steps of all ranks."""
+    model = network()
+    optimizer = ASGD(RATE, N, model.parameters(), weight_decay=0.1)
+    train(model, optimizer, slice(None), range(STEPS))
+    return optimizer
+
+
+def test_gradient_norm_is_that_of_all_parts(ranks: list[dict[str, Any]], alone: ASGD) -> None:
+    """Before the first step, and then the same double on every rank, so that a stopping rule stops all of them."""
+    assert ranks[0]["norms"] == ranks[1]["norms"]
+    assert ranks[0]["norms"][0] == math.inf
+    assert ranks[0]["norms"][1] == pytest.approx(alone.gradient_norm(), rel=1e-6)
+
+
+def test_a_rank_without_parameters_takes_part(ranks: list[dict[str, Any]]) -> None:
+    """Of one parameter and two ranks; the first time before any step."""
+    assert ranks[0]["single"] == ranks[1]["single"]
+    assert ranks[0]["single"][0] == math.inf
+    assert ranks[0]["single"][1] == pytest.approx(math.sqrt(3) * 0.5, rel=1e-6)
