@@ -7,6 +7,7 @@ One job of two processes over gloo, which all tests read. Must not test the step
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from paddle.distributed import fleet
 from ranks import run_on_ranks
 
-from paddle_asgd import ASGD
+from paddle_asgd import ASGD, SlotMismatchWarning
 
 N, STEPS, RATE = 3, 10, 0.1
 WEIGHTS = [4.0, 4.0, 3.0]
@@ -71,6 +72,22 @@ class Rank:
         train(self.model, self.optimizer, slice(rank * 4, rank * 4 + 4), range(first, last), order)
 
 
+def warned_in_steps() -> list[list[int]]:
+    """The steps at which wrong slots are warned of, in several orders."""
+    draw, steps = np.random.default_rng(8), []
+    for _ in range(3):
+        rank, order = Rank(), draw.integers(N, size=20 * N).tolist()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SlotMismatchWarning)
+            said = []
+            for step in range(len(order)):
+                before = len(caught)
+                rank.train(step, step + 1, order)
+                said += [step] * any(issubclass(w.category, SlotMismatchWarning) for w in caught[before:])
+        steps.append(said)
+    return steps
+
+
 def job(found: dict[str, Any], folder: Path) -> None:
     strategy = fleet.DistributedStrategy()
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": 1, "pp_degree": 1, "sharding_degree": 2}
@@ -80,6 +97,8 @@ def job(found: dict[str, Any], folder: Path) -> None:
     found["norms"] = [rank.optimizer.gradient_norm()]
     rank.train(0, STEPS)
     found["norms"] += [rank.optimizer.gradient_norm()]
+    found["ratio"] = rank.optimizer.variance_ratio
+    found["warned"] = warned_in_steps()
     single = Rank(Single(), weight_decay=None)
     found["single"] = [single.optimizer.gradient_norm()]
     for _ in range(2 * N):
@@ -117,3 +136,14 @@ def test_a_rank_without_parameters_takes_part(ranks: list[dict[str, Any]]) -> No
     assert ranks[0]["single"] == ranks[1]["single"]
     assert ranks[0]["single"][0] == math.inf
     assert ranks[0]["single"][1] == pytest.approx(math.sqrt(3) * 0.5, rel=1e-6)
+
+
+def test_the_watch_sees_all_parts(ranks: list[dict[str, Any]], alone: ASGD) -> None:
+    """Every parameter of this network is so small that all of its elements are sampled."""
+    assert ranks[0]["ratio"] == ranks[1]["ratio"]
+    assert ranks[0]["ratio"] == pytest.approx(alone.variance_ratio, rel=1e-5)
+
+
+def test_all_ranks_warn_at_the_same_step(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["warned"] == ranks[1]["warned"]
+    assert sum(map(bool, ranks[0]["warned"])) >= 2

@@ -198,9 +198,10 @@ class ASGD(FusedOptimizer):
         return self._inputs.step_taken()
 
     def _end_step(self) -> None:
-        watch = self._inputs.watch
-        if watch is not None:
-            watch.end_step(self._inputs.steps)
+        inputs = self._inputs
+        if inputs.watch is not None and inputs.steps % self._n == 0:
+            # The lists are compared here, because with one batch every step ends a pass, and calls would show.
+            inputs.watch.end_pass(None if self._parameter_list is self._own_list else self._parts_group())
 
     def _native_call(
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
@@ -226,12 +227,15 @@ class ASGD(FusedOptimizer):
 
         Near 0 the stored gradients are right; near 2 they have nothing to do with their batches. A ``batch_num`` that
         is a multiple of the right one gives 0 as well. Reading it waits for the device. In static graphs each reading
-        also judges the last nine passes, and the warning comes from here.
+        also judges the last nine passes, and the warning comes from here. Where fleet's sharding has divided the
+        parameters among ranks, it is that of all parts, summed at the end of each pass, and reading it does not wait.
 
         Source: A. Defazio, L. Bottou, "On the Ineffectiveness of Variance Reduced Optimization for Deep Learning",
         NeurIPS 2019.
         """
         watch = self._inputs.watch
+        if watch is not None and self._parts_group() is not None:
+            return watch.ratio_of_parts()
         if watch is None or watch.tensor is None:
             return None
         found = self._state.value_of(watch.tensor)
