@@ -15,9 +15,9 @@ import numpy as np
 import paddle
 import pytest
 from paddle.distributed import fleet
-from ranks import run_on_ranks
+from ranks import caught, run_on_ranks
 
-from paddle_asgd import ASGD, SlotMismatchWarning
+from paddle_asgd import ASGD, LipschitzSearch, SlotMismatchWarning
 
 N, STEPS, RATE = 3, 10, 0.1
 WEIGHTS = [4.0, 4.0, 3.0]
@@ -77,13 +77,13 @@ def warned_in_steps() -> list[list[int]]:
     draw, steps = np.random.default_rng(8), []
     for _ in range(3):
         rank, order = Rank(), draw.integers(N, size=20 * N).tolist()
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as given:
             warnings.simplefilter("always", SlotMismatchWarning)
             said = []
             for step in range(len(order)):
-                before = len(caught)
+                before = len(given)
                 rank.train(step, step + 1, order)
-                said += [step] * any(issubclass(w.category, SlotMismatchWarning) for w in caught[before:])
+                said += [step] * any(issubclass(w.category, SlotMismatchWarning) for w in given[before:])
         steps.append(said)
     return steps
 
@@ -97,6 +97,7 @@ def job(found: dict[str, Any], folder: Path) -> None:
     found["norms"] = [rank.optimizer.gradient_norm()]
     rank.train(0, STEPS)
     found["norms"] += [rank.optimizer.gradient_norm()]
+    found["search"] = caught(lambda: LipschitzSearch(rank.asgd))
     found["ratio"] = rank.optimizer.variance_ratio
     found["warned"] = warned_in_steps()
     single = Rank(Single(), weight_decay=None)
@@ -147,3 +148,9 @@ def test_the_watch_sees_all_parts(ranks: list[dict[str, Any]], alone: ASGD) -> N
 def test_all_ranks_warn_at_the_same_step(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["warned"] == ranks[1]["warned"]
     assert sum(map(bool, ranks[0]["warned"])) >= 2
+
+
+def test_a_search_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert found["search"].startswith("ValueError: optimizer: received one whose parameters a wrapper has divided")
+        assert "paddle.DataParallel" in found["search"]
