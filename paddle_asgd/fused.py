@@ -22,10 +22,11 @@ from paddle.regularizer import WeightDecayRegularizer
 
 from . import arguments, checkpoint
 from .arguments import dtype_name, is_tensor
+from .caller import warn
 from .gradients import dense, native_form, shaped
 from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
-from .sharding import parts_group
+from .sharding import parts_group, with_copies, without_copies
 from .shortcut import Shortcut
 from .state import ParameterState, StateTensor, is_16_bit
 from .tracing import leave_trace
@@ -59,6 +60,8 @@ class FusedOptimizer(Hooked, Optimizer):
 
     #: names of tensors of ``ParameterState.place_beside``: files of static graphs hold them, checkpoints do not
     _unsaved: tuple[str, ...] = ()
+    #: keys of numbers in a checkpoint that belong to no parameter, besides the hyperparameters; for subclasses
+    _number_entries: tuple[str, ...] = ()
     #: what the error about a closure that cannot be called adds; for subclasses
     _closure_remedy = ""
 
@@ -636,7 +639,16 @@ class FusedOptimizer(Hooked, Optimizer):
         The tensors are the optimizer's own and change with its next step: save or copy them before that.
         """
         leave_trace()
-        return self._collect() if self._hooks is None else self._collect_with_hooks()
+        return self._collect_for_rank() if self._hooks is None else self._collect_with_hooks()
+
+    def _collect_for_rank(self) -> dict[str, Any]:
+        """What ``state_dict`` returns, in a form that wrappers load whole if they have divided the parameters."""
+        collected = self._collect()
+        return with_copies(collected, self._number_keys(), self._parameter_list) if self.is_divided else collected
+
+    def _number_keys(self) -> list[str]:
+        """Keys of all entries of a checkpoint that belong to no parameter."""
+        return [*self._hyperparameters, *self._number_entries]
 
     def _collect(self) -> dict[str, Any]:
         """What ``state_dict`` returns; a subclass may add entries."""
@@ -646,7 +658,8 @@ class FusedOptimizer(Hooked, Optimizer):
         """What a checkpoint holds of this optimizer, for ``checkpoint.collect`` and ``checkpoint.load``."""
         self._require_parameters()
         return checkpoint.Kept(
-            self._state, self._parameter_list or [], self._hyperparameters, self._learning_rate, self._unsaved
+            *(self._state, self._parameter_list or [], self._hyperparameters, self._learning_rate, self._unsaved),
+            self._own_list or [],
         )
 
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -662,9 +675,22 @@ class FusedOptimizer(Hooked, Optimizer):
         """
         leave_trace()
         if self._hooks is None:
-            self._load_entries(state_dict)
+            self._load_of_rank(state_dict)
         else:
             self._load_with_hooks(state_dict)
+
+    def _load_of_rank(self, state_dict: dict[str, Any]) -> None:
+        """What ``set_state_dict`` does, for a state that a wrapper may have divided or shortened."""
+        if isinstance(state_dict, dict):
+            state_dict = without_copies(state_dict, self._number_keys())
+            missing = [name for name in self._hyperparameters if name not in state_dict]
+            if missing and self.is_divided:
+                warn(
+                    f"set_state_dict: no entry {missing[0]!r}, so what the state was made with cannot be compared; a "
+                    "wrapper such as fleet's drops it from a state of a single process: load that by the "
+                    "set_state_dict of the optimizer that was wrapped"
+                )
+        self._load_entries(state_dict)
 
     def _load_entries(self, state_dict: dict[str, Any]) -> None:
         """What ``set_state_dict`` does; a subclass may take entries of its own out before."""

@@ -58,6 +58,10 @@ class Single(paddle.nn.Layer):
         return 0.5 * self.x.sum()
 
 
+def theta(step: int) -> float:
+    return 0.3 / (1 + step)
+
+
 class Rank:
     """One rank of the job: a model, the optimizer, and the wrapper that divides it."""
 
@@ -88,6 +92,53 @@ def warned_in_steps() -> list[list[int]]:
     return steps
 
 
+def values(layers: Any) -> list[list[float]]:
+    return [param.flatten().tolist() for param in layers.parameters()]
+
+
+def checkpoints(found: dict[str, Any], folder: Path) -> None:
+    """Continue a run with weights and a theta that varies, from every kind of checkpoint."""
+    given: dict[str, Any] = {"batch_weights": WEIGHTS, "theta": theta}
+    number = paddle.distributed.get_rank()
+    layers = network()
+    rank = Rank(layers, **given)
+    rank.train(0, 5)
+    weights = {name: value.clone() for name, value in layers.state_dict().items()}
+    paddle.save(rank.optimizer.state_dict(), f"{folder}/{number}.pdopt")
+    paddle.distributed.barrier()
+    parts = [paddle.load(f"{folder}/{part}.pdopt") for part in range(2)]
+    rank.train(5, STEPS)
+    found["uninterrupted"] = values(layers)
+
+    def resumed(load: Any) -> list[list[float]]:
+        layers = network()
+        layers.set_state_dict(weights)
+        rank = Rank(layers, **given)
+        load(rank)
+        rank.train(5, STEPS)
+        return values(layers)
+
+    found["own"] = resumed(lambda rank: rank.optimizer.set_state_dict(dict(parts[number])))
+    merged = {**parts[0], **parts[1]}
+    found["merged"] = resumed(lambda rank: rank.optimizer.set_state_dict(dict(merged)))
+    found["merged_directly"] = resumed(lambda rank: rank.asgd.set_state_dict(dict(merged)))
+    found["of_another_rank"] = caught(lambda: Rank(**given).asgd.set_state_dict(parts[1 - number]))
+    found["misspelt"] = caught(lambda: Rank(**given).asgd.set_state_dict({**merged, "other_d_0": merged["batch_num"]}))
+
+    alone = network()
+    alone.set_state_dict(weights)
+    optimizer = ASGD(RATE, N, alone.parameters(), weight_decay=0.1, **given)
+    optimizer.set_state_dict(merged)
+    of_one = {name: paddle.to_tensor(value.numpy()) for name, value in optimizer.state_dict().items()}
+    train(alone, optimizer, slice(None), range(5, STEPS))
+    found["in_one_process"] = values(alone)
+    found["of_one_process"] = resumed(lambda rank: rank.asgd.set_state_dict(of_one))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found["of_one_process_wrapped"] = caught(lambda: Rank(**given).optimizer.set_state_dict(dict(of_one)))
+    found["said"] = [str(warning.message) for warning in said if "set_state_dict" in str(warning.message)]
+
+
 def job(found: dict[str, Any], folder: Path) -> None:
     strategy = fleet.DistributedStrategy()
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": 1, "pp_degree": 1, "sharding_degree": 2}
@@ -100,6 +151,7 @@ def job(found: dict[str, Any], folder: Path) -> None:
     found["search"] = caught(lambda: LipschitzSearch(rank.asgd))
     found["ratio"] = rank.optimizer.variance_ratio
     found["warned"] = warned_in_steps()
+    checkpoints(found, folder)
     single = Rank(Single(), weight_decay=None)
     found["single"] = [single.optimizer.gradient_norm()]
     for _ in range(2 * N):
@@ -154,3 +206,25 @@ def test_a_search_is_refused(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert found["search"].startswith("ValueError: optimizer: received one whose parameters a wrapper has divided")
         assert "paddle.DataParallel" in found["search"]
+
+
+@pytest.mark.parametrize("saved", ["own", "merged", "merged_directly", "of_one_process"])
+def test_a_resumed_run_continues_bit_for_bit(ranks: list[dict[str, Any]], saved: str) -> None:
+    """With weights and a theta that varies, which the wrapper would drop."""
+    for found in ranks:
+        assert found[saved] == found["uninterrupted"]
+
+
+def test_what_ranks_have_saved_is_loaded_by_one_process(ranks: list[dict[str, Any]]) -> None:
+    for one, part in zip(ranks[0]["in_one_process"], ranks[0]["uninterrupted"]):
+        np.testing.assert_allclose(one, part, rtol=0, atol=1e-6 * np.abs(part).max())
+
+
+def test_what_no_rank_may_load(ranks: list[dict[str, Any]]) -> None:
+    """The part of another rank, an entry that belongs to nothing, and a state that the wrapper has shortened."""
+    for found in ranks:
+        assert "the entries of parameter 'linear_" in found["of_another_rank"]
+        assert "state of 'other' belongs to no parameter" in found["misspelt"]
+        assert "the checkpoint was made with batch_weights: none" in found["of_one_process_wrapped"]
+        assert len(found["said"]) == 1
+        assert "set_state_dict: no entry 'batch_num'" in found["said"][0]

@@ -99,6 +99,7 @@ class ASGD(FusedOptimizer):
     """
 
     _unsaved = (WATCH,)
+    _number_entries = (WEIGHTS, THETA_STEP)
     _closure_remedy = "the number of a batch goes into optimizer.batch_index"
 
     def __init__(
