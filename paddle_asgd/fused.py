@@ -106,6 +106,8 @@ class FusedOptimizer(Hooked, Optimizer):
         #: for wrappers that call group by group: whether a call is the last of its step, and the first that updates
         self._ends_step = True
         self._first_part = True
+        #: whether the room for the state is still to be checked
+        self._room_unchecked = False
 
     def _native_call(
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
@@ -163,6 +165,18 @@ class FusedOptimizer(Hooked, Optimizer):
 
     def _check_parameters(self, parameters: list) -> None:
         """Refuse parameters without state whose state there would be no room for. For subclasses."""
+
+    def _check_room(self) -> None:
+        """Check the parameters of a constructor, or later those that are left when fleet has divided them."""
+        self._room_unchecked = parts_group() is not None
+        if not self._room_unchecked:
+            self._check_parameters(self._parameter_list or [])
+
+    def _check_room_of_part(self) -> None:
+        """Make up for the check that the constructor has put off, before any state is made."""
+        if self._room_unchecked:
+            self._check_parameters([p for p in self._parameter_list or [] if self._state.of(p) is None])
+            self._room_unchecked = False
 
     # ---- Groups -----------------------------------------------------------------------------------------------------
 
@@ -445,6 +459,7 @@ class FusedOptimizer(Hooked, Optimizer):
                 uninterrupted(*self._account_for([], ends))
             else:
                 self._shortcut = None
+                self._check_room_of_part()
                 pairs = [(p, native_form(p, g)) for p, g in pairs]
                 buckets = self._update_buckets(pairs, None, ends)
                 self._make_shortcut(buckets)
@@ -627,6 +642,7 @@ class FusedOptimizer(Hooked, Optimizer):
 
     def _create_accumulators(self, block: Any, parameters: list) -> None:
         """Make all state before the first step, so that ``state_dict`` names every entry that a load may fill."""
+        self._check_room_of_part()
         for param in parameters:
             if self._state.of(param) is None and not param.stop_gradient:
                 # If fleet keeps float32 gradients beside 16-bit parameters, the history stores those.
@@ -704,6 +720,7 @@ class FusedOptimizer(Hooked, Optimizer):
             more: further C calls, which are made together with the copying.
         """
         self._shortcut = None
+        self._check_room_of_part()
         checkpoint.load(self._kept(), state_dict, self._adapt_loaded, *more)
 
     load_state_dict = set_state_dict

@@ -129,7 +129,7 @@ class ASGD(FusedOptimizer):
             *(learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, hyperparameters),
             maximize=maximize,
         )
-        self._check_parameters(self._parameter_list or [])
+        self._check_room()
         self.type = "asgd"
 
     # ---- Which slot -------------------------------------------------------------------------------------------------
