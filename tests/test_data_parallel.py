@@ -6,6 +6,7 @@ One job of two processes over gloo, which all tests read.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from test_sharding import network
 
 from paddle_asgd import ASGD, FixedBatchSampler, LipschitzSearch
 
-SAMPLES = 22
+SAMPLES = 21
 
 
 def dataset() -> Any:
@@ -27,7 +28,7 @@ def dataset() -> Any:
 
 
 def sampler_of(ranks: int, rank: int) -> FixedBatchSampler:
-    """Batches of 8, 8 and 6 samples; with four ranks the last one cannot be divided evenly."""
+    """Batches of 8, 8 and 5 samples, the last of which cannot be divided evenly."""
     return FixedBatchSampler(dataset(), 8 // ranks, "reshuffle", seed=1, num_replicas=ranks, rank=rank)
 
 
@@ -40,9 +41,28 @@ def search_of(ranks: int, rank: int, wrap: Any) -> tuple[Any, LipschitzSearch, l
     loader = paddle.io.DataLoader(data, batch_sampler=sampler)
     for _ in range(4):
         for optimizer.batch_index, (x, y) in sampler.enumerate(loader):
-            search.step(lambda x=x, y=y: mse_loss(model(x), y))
+            search.step(lambda x=x, y=y, i=optimizer.batch_index: sampler.part_loss(i, mse_loss(model(x), y)))
             rates.append(optimizer.get_lr())
     return layers, search, rates
+
+
+def plain(ranks: int, rank: int, wrap: Any, weighs: bool) -> tuple[list[np.ndarray], list[str]]:
+    """Train without a search; returns the parameters and what was warned of."""
+    layers, sampler = network(), sampler_of(ranks, rank)
+    model = wrap(layers)
+    optimizer = ASGD(0.05, sampler.batch_num, layers.parameters(), batch_weights=sampler.batch_weights, theta=0.3)
+    loader = paddle.io.DataLoader(dataset(), batch_sampler=sampler)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            for index, (x, y) in sampler.enumerate(loader):
+                optimizer.batch_index = index
+                loss = mse_loss(model(x), y)
+                (sampler.part_loss(index, loss) if weighs else loss).backward()
+                optimizer.step()
+                optimizer.clear_grad()
+    texts = [str(warning.message) for warning in said if "FixedBatchSampler" in str(warning.message)]
+    return [param.numpy() for param in layers.parameters()], texts
 
 
 def job(found: dict[str, Any], folder: Path) -> None:
@@ -50,6 +70,9 @@ def job(found: dict[str, Any], folder: Path) -> None:
     rank = paddle.distributed.get_rank()
     layers, _, found["rates"] = search_of(2, rank, paddle.DataParallel)
     np.savez(folder / f"{rank}.npz", *[p.numpy() for p in layers.parameters()])
+    for weighs in (True, False):
+        params, said = plain(2, rank, paddle.DataParallel, weighs)
+        found[f"weighs_{weighs}"] = ([param.tolist() for param in params], said)
     found["not_wrapped"] = caught(lambda: search_of(2, rank, lambda layers: layers))
 
 
@@ -78,3 +101,23 @@ def test_search_refuses_gradients_that_are_not_averaged(ranks: list[dict[str, An
     for found in ranks:
         assert found["not_wrapped"].startswith("ValueError: gradient: received ")
         assert "paddle.DataParallel" in found["not_wrapped"]
+
+
+def largest_deviation(found: dict[str, Any], weighs: bool) -> float:
+    alone, _ = plain(1, 0, lambda layers: layers, weighs)
+    parts = [np.array(part, "float32") for part in found[f"weighs_{weighs}"][0]]
+    return max(np.abs(part - one).max() / np.abs(one).max() for part, one in zip(parts, alone))
+
+
+def test_unequal_parts_are_weighed(ranks: list[dict[str, Any]]) -> None:
+    assert all(found["weighs_True"] == ranks[0]["weighs_True"] for found in ranks)
+    assert ranks[0]["weighs_True"][1] == []
+    assert largest_deviation(ranks[0], True) < 1e-6
+
+
+def test_unequal_parts_that_nobody_weighs(ranks: list[dict[str, Any]]) -> None:
+    """It is wrong, and said once, on every rank."""
+    assert largest_deviation(ranks[0], False) > 1e-3
+    for found in ranks:
+        (text,) = found["weighs_False"][1]
+        assert text.startswith("FixedBatchSampler: the 5 samples of batch 2 are divided unequally among 2 ranks")

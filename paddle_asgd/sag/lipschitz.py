@@ -71,8 +71,8 @@ class LipschitzSearch:
     ``closure`` cannot be seen and may drive L up. ``GradScaler`` cannot be used.
 
     Under ``paddle.DataParallel`` the ranks search together, by the mean of their losses, and find the same learning
-    rate: every rank must call ``step``, with the same index. An optimizer whose parameters fleet's sharding has divided
-    is refused.
+    rate: every rank must call ``step``, with the same index. If a batch has unequal parts, ``closure`` returns
+    ``sampler.part_loss(index, loss)``. An optimizer whose parameters fleet's sharding has divided is refused.
 
     Args:
         optimizer: an optimizer of this package in dygraph mode, whose learning rate is a number. Its learning rate is
