@@ -22,6 +22,7 @@ from paddle_asgd.sag import checks
 
 N, STEPS, RATE = 3, 10, 0.1
 WEIGHTS = [4.0, 4.0, 3.0]
+DRAWN = [2, 0, 0, 1, 2, 2, 1, 0]
 
 
 def network() -> Any:
@@ -73,6 +74,7 @@ class Rank:
         self.optimizer = fleet.distributed_optimizer(self.asgd)
 
     def train(self, first: int, last: int, order: Any = None) -> None:
+        """In turn, or in the order of a list."""
         rank = paddle.distributed.get_rank()
         train(self.model, self.optimizer, slice(rank * 4, rank * 4 + 4), range(first, last), order)
 
@@ -167,6 +169,12 @@ def job(found: dict[str, Any], folder: Path) -> None:
     found["search"] = caught(lambda: LipschitzSearch(rank.asgd))
     found["ratio"] = rank.optimizer.variance_ratio
     found["warned"] = warned_in_steps()
+    layers = network()
+    drawn = Rank(layers)
+    for index in DRAWN:
+        drawn.optimizer.set_batch_index(index)
+        drawn.train(0, 1, [index])
+    found["drawn"] = values(layers)
     checkpoints(found, folder)
     memory(found)
     single = Rank(Single(), weight_decay=None)
@@ -255,3 +263,14 @@ def test_the_history_of_a_part_must_fit(ranks: list[dict[str, Any]]) -> None:
             assert refusal.startswith("ValueError: batch_num: received 3, which takes ")
         assert found["state"] == 1 + len(found["parts"])  # batch_num, and its copies
         assert found["room_again"] == ""
+
+
+def test_the_batch_index_goes_through_the_wrapper(ranks: list[dict[str, Any]]) -> None:
+    layers = network()
+    optimizer = ASGD(RATE, N, layers.parameters(), weight_decay=0.1)
+    for index in DRAWN:
+        optimizer.batch_index = index
+        train(layers, optimizer, slice(None), range(1), [index])
+    assert ranks[0]["drawn"] == ranks[1]["drawn"]
+    for one, part in zip(values(layers), ranks[0]["drawn"]):
+        np.testing.assert_allclose(one, part, rtol=0, atol=1e-6 * np.abs(part).max())
