@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
+from paddle.distributed import fleet
 from paddle.nn.functional import mse_loss
 from ranks import caught, run_on_ranks
 from test_sharding import network
@@ -73,6 +74,8 @@ def job(found: dict[str, Any], folder: Path) -> None:
     for weighs in (True, False):
         params, said = plain(2, rank, paddle.DataParallel, weighs)
         found[f"weighs_{weighs}"] = ([param.tolist() for param in params], said)
+    fleet.init(is_collective=True)
+    _, _, found["rates_under_fleet"] = search_of(2, rank, fleet.distributed_model)
     found["not_wrapped"] = caught(lambda: search_of(2, rank, lambda layers: layers))
 
 
@@ -88,6 +91,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
 
 def test_search_takes_the_same_branch_on_all_ranks(ranks: list[dict[str, Any]], folder: Path) -> None:
     assert ranks[0]["rates"] == ranks[1]["rates"]
+    assert all(found["rates_under_fleet"] == found["rates"] for found in ranks)
     parts = [np.load(folder / f"{rank}.npz") for rank in range(2)]
     assert all(np.array_equal(parts[0][name], parts[1][name]) for name in parts[0])
     layers, _, rates = search_of(1, 0, lambda layers: layers)

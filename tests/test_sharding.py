@@ -15,9 +15,10 @@ import numpy as np
 import paddle
 import pytest
 from paddle.distributed import fleet
+from problems import state_of, step_with
 from ranks import caught, run_on_ranks
 
-from paddle_asgd import ASGD, LipschitzSearch, SlotMismatchWarning
+from paddle_asgd import ASGD, AveragedSGD, LipschitzSearch, SlotMismatchWarning
 from paddle_asgd.sag import checks
 
 N, STEPS, RATE = 3, 10, 0.1
@@ -145,12 +146,16 @@ def checkpoints(found: dict[str, Any], folder: Path) -> None:
 def memory(found: dict[str, Any]) -> None:
     """The history of all 31 parameters takes 372 bytes, that of the 20 on rank 0 takes 240, of the 11 on rank 1 132."""
     whole = checks.free_memory
+    saved = Rank()
+    saved.train(0, 1)
+    state = saved.asgd.state_dict()
     try:
         checks.free_memory = lambda: 300
         found["room_for_a_part"] = caught(lambda: Rank().train(0, 1))
         checks.free_memory = lambda: 100
         rank = Rank()
         found["no_room"] = [caught(lambda: rank.train(0, 1)) for _ in range(2)]
+        found["no_room_to_load"] = caught(lambda: rank.asgd.set_state_dict(state))
         found["state"] = len(rank.asgd.state_dict())
     finally:
         checks.free_memory = whole
@@ -259,7 +264,7 @@ def test_the_history_of_a_part_must_fit(ranks: list[dict[str, Any]]) -> None:
     """Not that of all parameters, which the optimizer is made with. A step that has no room makes no state."""
     for found in ranks:
         assert found["room_for_a_part"] == ""
-        for refusal in found["no_room"]:
+        for refusal in (*found["no_room"], found["no_room_to_load"]):
             assert refusal.startswith("ValueError: batch_num: received 3, which takes ")
         assert found["state"] == 1 + len(found["parts"])  # batch_num, and its copies
         assert found["room_again"] == ""
@@ -274,3 +279,70 @@ def test_the_batch_index_goes_through_the_wrapper(ranks: list[dict[str, Any]]) -
     assert ranks[0]["drawn"] == ranks[1]["drawn"]
     for one, part in zip(values(layers), ranks[0]["drawn"]):
         np.testing.assert_allclose(one, part, rtol=0, atol=1e-6 * np.abs(part).max())
+
+
+# ---- In one process, with a list that is divided by hand -------------------------------------------------------------
+
+
+def divided(names: list[str], own: slice, **options: Any) -> ASGD:
+    """An optimizer of 16-bit parameters of these names, which a wrapper has left a part."""
+    params = [paddle.create_parameter([2], "float16") for _ in names]
+    for param, name in zip(params, names):
+        param.name = name
+    optimizer = ASGD(RATE, N, params, multi_precision=True, **options)
+    optimizer._parameter_list = params[own]
+    return optimizer
+
+
+def saved_by_one_process() -> tuple[ASGD, dict[str, Any]]:
+    optimizer = divided(["a", "b", "c"], slice(None))
+    optimizer._parameter_list = optimizer._own_list
+    step_with(optimizer, 1.0, 2.0, 3.0)
+    return optimizer, optimizer.state_dict()
+
+
+def test_a_part_takes_its_own_master_weights() -> None:
+    whole, state = saved_by_one_process()
+    part = divided(["a", "b", "c"], slice(1, 2))
+    part.set_state_dict(state)
+    assert set(part._master_weights) == {"b"}
+    assert state_of(part, part._parameter_list[0])["d"].tolist() == [2.0, 2.0]
+    assert len(whole.state_dict()["master_weights"]) == 3
+
+
+def test_a_part_is_matched_by_position_among_all() -> None:
+    """A model that was built anew has other names; the part's place in the list says which entries are its own."""
+    _, state = saved_by_one_process()
+    part = divided(["x", "y", "z"], slice(1, 2))
+    with pytest.warns(UserWarning, match="matched by their order, from 'a' to 'x' on"):
+        part.set_state_dict(state)
+    assert state_of(part, part._parameter_list[0])["d"].tolist() == [2.0, 2.0]
+
+
+def test_copies_that_differ_are_refused() -> None:
+    """Such a state was joined from several checkpoints."""
+    _, state = saved_by_one_process()
+    part = divided(["a", "b", "c"], slice(1, 2))
+    with pytest.raises(ValueError, match=r"set_state_dict: entry 'b_copy_of_batch_num' differs from 'batch_num'"):
+        part.set_state_dict({**state, "b_copy_of_batch_num": paddle.to_tensor([4])})
+    assert part._master_weights == {}
+
+
+def test_numbers_of_averaged_sgd_survive_the_wrapper() -> None:
+    """Its layout has a tensor called t0, and so is one of its numbers."""
+
+    def part() -> AveragedSGD:
+        optimizer = AveragedSGD(RATE, t0=5.0, parameters=[paddle.create_parameter([2], "float32") for _ in range(2)])
+        optimizer._parameter_list = optimizer._own_list[1:]
+        optimizer._parameter_list[0].name = "kept"
+        return optimizer
+
+    first, second = part(), part()
+    first.start_averaging()
+    step_with(first, 1.0)
+    state = first.state_dict()
+    second.set_state_dict({key: value for key, value in state.items() if "kept" in key})
+    loaded = second.state_dict()
+    numbers = ("lambd", "alpha", "t0", "torch_compatible", "averaging_started")
+    assert [loaded[name].item() for name in numbers] == [state[name].item() for name in numbers]
+    assert loaded["averaging_started"].item() == 1
