@@ -40,6 +40,8 @@ class Kept(NamedTuple):
     learning_rate: Any
     #: names of tensors beside the parameters, which files of static graphs hold and checkpoints do not
     unsaved: tuple[str, ...]
+    #: all parameters that the optimizer was made with, of which a wrapper may have left it a part
+    whole: list
 
 
 class _Loaded(NamedTuple):
@@ -114,7 +116,7 @@ def load(kept: Kept, state_dict: dict[str, Any], adapt: Callable[..., None], *mo
     found = _group_by_owner(kept, rest, masters)
     if not found and not complete:
         refuse_state("it holds no state, expected what state_dict() returned")
-    if not any(param.name in found for param in kept.parameters) and found:
+    if not any(param.name in found for param in (*kept.parameters, *kept.whole)) and found:
         found, masters = _match_by_position(kept, found, masters)
     loaded = _match_by_name(kept, found, masters, complete)
     undo: list[Callable[[], Any]] = []
@@ -186,7 +188,7 @@ def _group_by_owner(kept: Kept, rest: dict[str, Any], masters: dict[str, Any]) -
     # Variables of static graphs that are not state: the learning rate, and what no checkpoint needs.
     ignored = re.compile("|".join([r".*learning_rate_\d+", *(rf".+_{name}_\d+" for name in kept.unsaved)]))
     own_name = "" if kept.state.prefix is None else f"_{kept.state.prefix}"
-    params = {param.name for param in kept.parameters}
+    params = {param.name for param in (*kept.parameters, *kept.whole)}
     found: dict[str, dict[str, Any]] = {}
     # The values that were read so far, by identity, and the keys that have no meaning here.
     known, unknown = set(), []
@@ -236,7 +238,9 @@ def _match_by_position(
     Raises:
         ValueError: there are fewer or more parameters than in the checkpoint.
     """
-    params = [param for param in kept.parameters if not param.stop_gradient]
+    params, whole = ([p for p in params if not p.stop_gradient] for params in (kept.parameters, kept.whole))
+    if len(whole) == len(found):
+        params = whole  # what several ranks have saved, or a single process
     if len(params) != len(found):
         refuse_state(
             f"no entry has the name of a parameter (the first is for {next(iter(found))!r}, the first parameter is "
@@ -271,9 +275,13 @@ def _match_by_name(
     """
     counter = kept.state.counter.name
     loaded, missing = {}, []
+    elsewhere = {param.name for param in kept.whole} - {param.name for param in kept.parameters}
+    # Those of another rank's part, which a state that was saved by several ranks, or by one for all, has as well.
+    others = [found.pop(name) for name in elsewhere if name in found]
+    masters = {name: master for name, master in masters.items() if name not in elsewhere}
     for param in kept.parameters:
         entries = found.pop(param.name, None)
-        if entries is None and not param.stop_gradient and (found or loaded):
+        if entries is None and not param.stop_gradient and (found or loaded or others):
             missing.append(param.name)
         if entries is not None and set(entries) == {counter}:
             steps = as_tensor(param.name, counter, entries[counter])
@@ -282,7 +290,7 @@ def _match_by_name(
     for kind, names in ((f"{_MASTERS!r} of", masters), ("state of", found)):
         if names:
             refuse_state(f"{kind} {next(iter(names))!r} belongs to no parameter of this optimizer")
-    has_state = any(entry.state for entry in loaded.values())
+    has_state = bool(others) or any(entry.state for entry in loaded.values())
     if missing and has_state and complete:
         refuse_state(f"the entries of parameter {missing[0]!r} are missing ({len(missing)} such parameters)")
     if missing and has_state:

@@ -22,9 +22,11 @@ from paddle.regularizer import WeightDecayRegularizer
 
 from . import arguments, checkpoint
 from .arguments import dtype_name, is_tensor
+from .caller import warn
 from .gradients import dense, native_form, shaped
 from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
+from .sharding import parts_group, with_copies, without_copies
 from .shortcut import Shortcut
 from .state import ParameterState, StateTensor, is_16_bit
 from .tracing import leave_trace
@@ -58,6 +60,8 @@ class FusedOptimizer(Hooked, Optimizer):
 
     #: names of tensors of ``ParameterState.place_beside``: files of static graphs hold them, checkpoints do not
     _unsaved: tuple[str, ...] = ()
+    #: keys of numbers in a checkpoint that belong to no parameter, besides the hyperparameters; for subclasses
+    _number_entries: tuple[str, ...] = ()
     #: what the error about a closure that cannot be called adds; for subclasses
     _closure_remedy = ""
 
@@ -102,6 +106,8 @@ class FusedOptimizer(Hooked, Optimizer):
         #: for wrappers that call group by group: whether a call is the last of its step, and the first that updates
         self._ends_step = True
         self._first_part = True
+        #: whether the room for the state is still to be checked
+        self._room_unchecked = False
 
     def _native_call(
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
@@ -159,6 +165,18 @@ class FusedOptimizer(Hooked, Optimizer):
 
     def _check_parameters(self, parameters: list) -> None:
         """Refuse parameters without state whose state there would be no room for. For subclasses."""
+
+    def _check_room(self) -> None:
+        """Check the parameters of a constructor, or later those that are left when fleet has divided them."""
+        self._room_unchecked = parts_group() is not None
+        if not self._room_unchecked:
+            self._check_parameters(self._parameter_list or [])
+
+    def _check_room_of_part(self) -> None:
+        """Make up for the check that the constructor has put off, before any state is made."""
+        if self._room_unchecked:
+            self._check_parameters([p for p in self._parameter_list or [] if self._state.of(p) is None])
+            self._room_unchecked = False
 
     # ---- Groups -----------------------------------------------------------------------------------------------------
 
@@ -240,9 +258,18 @@ class FusedOptimizer(Hooked, Optimizer):
         if options.groups is not None:
             self._param_groups = options.groups
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether a wrapper such as fleet's sharding has replaced the list of parameters by this process's part."""
+        return self._parameter_list is not self._own_list
+
+    def _parts_group(self) -> Any | None:
+        """The ranks that have the other parts of the parameters; None if this process has all of them."""
+        return parts_group() if self.is_divided else None
+
     def _refuse_where_divided(self) -> None:
         """Refuse to change the parameters after a wrapper has replaced the list of them by its own part."""
-        if self._parameter_list is not self._own_list:
+        if self.is_divided:
             raise ValueError(
                 "param_groups: received a change after a wrapper had replaced the list of parameters, expected it "
                 "before; add groups before the optimizer is sharded"
@@ -432,6 +459,7 @@ class FusedOptimizer(Hooked, Optimizer):
                 uninterrupted(*self._account_for([], ends))
             else:
                 self._shortcut = None
+                self._check_room_of_part()
                 pairs = [(p, native_form(p, g)) for p, g in pairs]
                 buckets = self._update_buckets(pairs, None, ends)
                 self._make_shortcut(buckets)
@@ -614,6 +642,7 @@ class FusedOptimizer(Hooked, Optimizer):
 
     def _create_accumulators(self, block: Any, parameters: list) -> None:
         """Make all state before the first step, so that ``state_dict`` names every entry that a load may fill."""
+        self._check_room_of_part()
         for param in parameters:
             if self._state.of(param) is None and not param.stop_gradient:
                 # If fleet keeps float32 gradients beside 16-bit parameters, the history stores those.
@@ -626,7 +655,16 @@ class FusedOptimizer(Hooked, Optimizer):
         The tensors are the optimizer's own and change with its next step: save or copy them before that.
         """
         leave_trace()
-        return self._collect() if self._hooks is None else self._collect_with_hooks()
+        return self._collect_for_rank() if self._hooks is None else self._collect_with_hooks()
+
+    def _collect_for_rank(self) -> dict[str, Any]:
+        """What ``state_dict`` returns, in a form that wrappers load whole if they have divided the parameters."""
+        collected = self._collect()
+        return with_copies(collected, self._number_keys(), self._parameter_list) if self.is_divided else collected
+
+    def _number_keys(self) -> list[str]:
+        """Keys of all entries of a checkpoint that belong to no parameter."""
+        return [*self._hyperparameters, *self._number_entries]
 
     def _collect(self) -> dict[str, Any]:
         """What ``state_dict`` returns; a subclass may add entries."""
@@ -636,7 +674,8 @@ class FusedOptimizer(Hooked, Optimizer):
         """What a checkpoint holds of this optimizer, for ``checkpoint.collect`` and ``checkpoint.load``."""
         self._require_parameters()
         return checkpoint.Kept(
-            self._state, self._parameter_list or [], self._hyperparameters, self._learning_rate, self._unsaved
+            *(self._state, self._parameter_list or [], self._hyperparameters, self._learning_rate, self._unsaved),
+            self._own_list or [],
         )
 
     def set_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -652,9 +691,22 @@ class FusedOptimizer(Hooked, Optimizer):
         """
         leave_trace()
         if self._hooks is None:
-            self._load_entries(state_dict)
+            self._load_of_rank(state_dict)
         else:
             self._load_with_hooks(state_dict)
+
+    def _load_of_rank(self, state_dict: dict[str, Any]) -> None:
+        """What ``set_state_dict`` does, for a state that a wrapper may have divided or shortened."""
+        if isinstance(state_dict, dict):
+            state_dict = without_copies(state_dict, self._number_keys())
+            missing = [name for name in self._hyperparameters if name not in state_dict]
+            if missing and self.is_divided:
+                warn(
+                    f"set_state_dict: no entry {missing[0]!r}, so what the state was made with cannot be compared; a "
+                    "wrapper such as fleet's drops it from a state of a single process: load that by the "
+                    "set_state_dict of the optimizer that was wrapped"
+                )
+        self._load_entries(state_dict)
 
     def _load_entries(self, state_dict: dict[str, Any]) -> None:
         """What ``set_state_dict`` does; a subclass may take entries of its own out before."""
@@ -668,6 +720,7 @@ class FusedOptimizer(Hooked, Optimizer):
             more: further C calls, which are made together with the copying.
         """
         self._shortcut = None
+        self._check_room_of_part()
         checkpoint.load(self._kept(), state_dict, self._adapt_loaded, *more)
 
     load_state_dict = set_state_dict

@@ -52,7 +52,7 @@ class _Hooks:
 class Hooked:
     """Registers hooks, and calls them where a subclass says.
 
-    A subclass implements ``step``, ``_collect`` and ``_load_entries``.
+    A subclass implements ``step``, ``_collect_for_rank`` and ``_load_of_rank``.
     """
 
     #: None until the first is registered: a step without hooks asks for nothing else
@@ -145,7 +145,7 @@ class Hooked:
     def _collect_with_hooks(self) -> dict[str, Any]:
         for hook in list(self._hooks.state_dict_pre.values()):
             hook(self)
-        collected = self._collect()
+        collected = self._collect_for_rank()
         for hook in list(self._hooks.state_dict_post.values()):
             changed = hook(self, collected)
             collected = collected if changed is None else changed
@@ -157,6 +157,6 @@ class Hooked:
         for hook in list(self._hooks.load_pre.values()):
             changed = hook(self, given)
             given = given if changed is None else changed
-        self._load_entries(given)
+        self._load_of_rank(given)
         for hook in list(self._hooks.load_post.values()):
             hook(self)

@@ -6,9 +6,7 @@ Must not test options (test_options.py, test_groups.py), nor the plain ways to a
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import socket
 import subprocess
 import sys
 import warnings
@@ -19,6 +17,7 @@ import numpy as np
 import paddle
 import pytest
 from problems import PIR, Network, Quadratic, bits, state_of
+from ranks import run_on_ranks
 from reference import Sag
 from refusing import assert_refused
 
@@ -195,13 +194,6 @@ def test_step_in_static_mode(steps: int) -> None:
     assert "static" in done.stdout.lower() or "dynamic" in done.stdout.lower()
 
 
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
-
-
 def train_network(rows: slice, wrap: Callable, report: str) -> None:
     """One process of the test below."""
     draw = np.random.default_rng(3)
@@ -219,7 +211,7 @@ def train_network(rows: slice, wrap: Callable, report: str) -> None:
     np.savez(report, *[p.numpy() for p in network.parameters()])
 
 
-def train_in_parallel(folder: str) -> None:
+def train_in_parallel(found: dict, folder: Path) -> None:
     paddle.distributed.init_parallel_env()
     rank = paddle.distributed.get_rank()
     train_network(slice(rank * 4, rank * 4 + 4), paddle.DataParallel, f"{folder}/{rank}.npz")
@@ -227,30 +219,8 @@ def train_in_parallel(folder: str) -> None:
 
 def test_two_processes_over_gloo(tmp_path: Path) -> None:
     """Each half of every batch in a process of its own: the same as one process, but for the order of additions."""
-    ports = free_ports()
-    endpoints = [f"127.0.0.1:{port}" for port in ports]
-    code = f"import test_fused; test_fused.train_in_parallel({str(tmp_path)!r})"
-    processes = []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "PADDLE_DISTRI_BACKEND": "gloo",
-            "PADDLE_TRAINER_ID": str(rank),
-            "PADDLE_TRAINERS_NUM": "2",
-            "PADDLE_MASTER": endpoints[0],
-            "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
-            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
-        }
-        command = [sys.executable, "-W", "ignore", "-c", code]
-        processes.append(subprocess.Popen(command, cwd=Path(__file__).parent, env=environment, stderr=subprocess.PIPE))
+    run_on_ranks("test_fused.train_in_parallel", tmp_path)
     train_network(slice(None), lambda network: network, str(tmp_path / "alone.npz"))
-    try:
-        for process in processes:
-            _, errors = process.communicate()
-            assert process.returncode == 0, errors[-500:]
-    finally:
-        for process in processes:
-            process.kill()
     alone, *others = (np.load(tmp_path / f"{name}.npz") for name in ("alone", 0, 1))
     for key in alone:
         assert np.array_equal(others[0][key], others[1][key])

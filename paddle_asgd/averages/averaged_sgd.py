@@ -92,6 +92,8 @@ class AveragedSGD(FusedOptimizer):
     (2010), for the schedule.
     """
 
+    _number_entries = (STARTED,)
+
     def __init__(
         self,
         learning_rate: float | paddle.Tensor | LRScheduler = 0.01,

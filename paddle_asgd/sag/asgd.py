@@ -99,6 +99,7 @@ class ASGD(FusedOptimizer):
     """
 
     _unsaved = (WATCH,)
+    _number_entries = (WEIGHTS, THETA_STEP)
     _closure_remedy = "the number of a batch goes into optimizer.batch_index"
 
     def __init__(
@@ -128,7 +129,7 @@ class ASGD(FusedOptimizer):
             *(learning_rate, parameters, weight_decay, grad_clip, multi_precision, name, layout, hyperparameters),
             maximize=maximize,
         )
-        self._check_parameters(self._parameter_list or [])
+        self._check_room()
         self.type = "asgd"
 
     # ---- Which slot -------------------------------------------------------------------------------------------------
@@ -198,9 +199,10 @@ class ASGD(FusedOptimizer):
         return self._inputs.step_taken()
 
     def _end_step(self) -> None:
-        watch = self._inputs.watch
-        if watch is not None:
-            watch.end_step(self._inputs.steps)
+        inputs = self._inputs
+        if inputs.watch is not None and inputs.steps % self._n == 0:
+            # The lists are compared here, because with one batch every step ends a pass, and calls would show.
+            inputs.watch.end_pass(None if self._parameter_list is self._own_list else self._parts_group())
 
     def _native_call(
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
@@ -226,12 +228,15 @@ class ASGD(FusedOptimizer):
 
         Near 0 the stored gradients are right; near 2 they have nothing to do with their batches. A ``batch_num`` that
         is a multiple of the right one gives 0 as well. Reading it waits for the device. In static graphs each reading
-        also judges the last nine passes, and the warning comes from here.
+        also judges the last nine passes, and the warning comes from here. Where fleet's sharding has divided the
+        parameters among ranks, it is that of all parts, summed at the end of each pass, and reading it does not wait.
 
         Source: A. Defazio, L. Bottou, "On the Ineffectiveness of Variance Reduced Optimization for Deep Learning",
         NeurIPS 2019.
         """
         watch = self._inputs.watch
+        if watch is not None and self._parts_group() is not None:
+            return watch.ratio_of_parts()
         if watch is None or watch.tensor is None:
             return None
         found = self._state.value_of(watch.tensor)
@@ -242,6 +247,9 @@ class ASGD(FusedOptimizer):
 
         This is the paper's stopping rule. It tends to the norm of the whole objective's gradient as the steps become
         small, and costs no gradient. It is inf before the first step. Reading it waits for the device.
+
+        Where fleet's sharding has divided the parameters among ranks, this is a collective: every rank of the sharding
+        group must call it, and all of them get the same number.
 
         Returns:
             A float, in units of the loss over those of a parameter.
@@ -269,7 +277,7 @@ class ASGD(FusedOptimizer):
         trained = [(param, self._options.of(param).weight_decay) for param in params if not param.stop_gradient]
         if self._maximize:
             trained = [(param, -decay) for param, decay in trained]
-        return gradient_norm(trained, self._state, self._inputs)
+        return gradient_norm(trained, self._state, self._inputs, self._parts_group())
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 

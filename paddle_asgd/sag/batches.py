@@ -85,8 +85,16 @@ class Batches:
 
     def part_weights(self) -> list[float]:
         """Weight of this rank's part of each batch in the mean over the batch; 1 on average over the ranks."""
-        spans = map(self._span, range(self.count))
-        return [self.ranks * (last - first) / size for (first, last), size in zip(spans, self.sizes)]
+        return [self.part_weight(batch) for batch in range(self.count)]
+
+    def part_weight(self, batch: int) -> float:
+        """Weight of this rank's part of one batch."""
+        first, last = self._span(batch)
+        return self.ranks * (last - first) / self.sizes[batch]
+
+    def is_uneven(self, batch: int) -> bool:
+        """Whether the ranks' parts of a batch differ in size, on whichever rank this is asked."""
+        return self.sizes[batch] % self.ranks != 0
 
     def epoch_order(self, epoch: int) -> list[int]:
         """Numbers of the batches in the order in which an epoch has them.

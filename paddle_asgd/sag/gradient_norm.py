@@ -15,6 +15,7 @@ from paddle.base.framework import in_dygraph_mode
 
 from .. import native
 from ..arguments import dtype_name, is_tensor
+from ..sharding import summed
 from ..state import ParameterState
 from .step_inputs import StepInputs
 
@@ -29,13 +30,16 @@ class _Known(NamedTuple):
     decay: Any
 
 
-def gradient_norm(trained: list[tuple[Any, Any]], state: ParameterState, inputs: StepInputs) -> float:
+def gradient_norm(
+    trained: list[tuple[Any, Any]], state: ParameterState, inputs: StepInputs, group: Any | None = None
+) -> float:
     """The norm of ``d / seen + weight_decay * x`` over all parameters that have a history; inf if none has.
 
     Args:
         trained: parameters, each with its weight decay.
         state: their state.
         inputs: the number of slots and the batches' weights.
+        group: the ranks over whose parameters it is; None stands for this process alone.
 
     Raises:
         TypeError: in a static graph, a weight decay is a variable.
@@ -43,14 +47,19 @@ def gradient_norm(trained: list[tuple[Any, Any]], state: ParameterState, inputs:
     in_graph = not in_dygraph_mode()
     found = [_in_scope(*pair, state) if in_graph else _held(*pair, state) for pair in trained]
     known = [entry for entry in found if entry is not None]
+    if group is not None:
+        # A rank whose part is empty takes part, too, or the others would wait for it.
+        mine = paddle.to_tensor([_sum_of_squares(known, inputs), len(known)], dtype="float64")
+        total, count = summed(mine, group).tolist()
+        return math.sqrt(total) if count else math.inf
     if not known:
         return math.inf
     if not in_graph:
-        return _norm(known, inputs)
+        return math.sqrt(_sum_of_squares(known, inputs))
     with paddle.base.dygraph.guard(paddle.CPUPlace()):
         on_host = [entry._replace(**{name: paddle.to_tensor(getattr(entry, name)) for name in ("param", "d", "m")})
                    for entry in known]  # fmt: skip
-        return _norm(on_host, inputs)
+        return math.sqrt(_sum_of_squares(on_host, inputs))
 
 
 def _held(param: Any, decay: Any, state: ParameterState) -> _Known | None:
@@ -99,9 +108,9 @@ def _wide(array: np.ndarray, tensor: Any) -> np.ndarray:
 
 
 @paddle.no_grad()
-def _norm(known: list[_Known], inputs: StepInputs) -> float:
-    """Sum the squares by one native call for all parameters that share a device, a weight decay, and having master
-    weights.
+def _sum_of_squares(known: list[_Known], inputs: StepInputs) -> float:
+    """The square of the norm, by one native call for all parameters that share a device, a weight decay, and having
+    master weights.
     """
     calls: dict[tuple, list[_Known]] = {}
     for entry in known:
@@ -117,4 +126,4 @@ def _norm(known: list[_Known], inputs: StepInputs) -> float:
             *(inputs.n, inputs.index.in_use, inputs.weights_on(place), decays[0], part),
         )
         total += part.item()
-    return math.sqrt(total)
+    return total

@@ -19,6 +19,7 @@ from ..caller import warn
 from ..fused import FusedOptimizer
 from ..gradients import dense
 from ..options import Options
+from ..sharding import gathered, replicas_group
 from ..state import is_16_bit
 from .order import ENOUGH_THETA, RESHUFFLED_LIMIT, OrderSeen, cyclic_limit
 
@@ -32,6 +33,8 @@ _DOUBLINGS = 200
 #: After this many doublings the closure is called again where the step began. In the long run L is doubled once in a
 #: pass if all is right, and about once in a step if the loss depends on chance.
 _DOUBLINGS_TO_CHECK = 10
+#: How far the squared gradients of two ranks may be apart, relative to them: each rank sums its own.
+_SAME_GRADIENT = 1e-6
 _AUTO = "auto"
 #: The factors that "auto" stands for, the second with fewer than _FEW batches. L is halved within a pass, in which each
 #: batch is tried only once, so the paper's factor of 1 overshoots with large batches, and 0.7 does with few batches.
@@ -65,8 +68,11 @@ class LipschitzSearch:
     began after every tenth doubling of L. Dropout has to be off; batch normalisation works, but its running statistics
     include the points that are tried. No decrease is demanded below the rounding of the loss's dtype, or of a
     parameter's if that is coarser, so the loss should be float32 or float64; what ``auto_cast`` rounds within
-    ``closure`` cannot be seen and may drive L up. ``GradScaler`` cannot be used, nor more than one process, since each
-    would find a learning rate of its own.
+    ``closure`` cannot be seen and may drive L up. ``GradScaler`` cannot be used.
+
+    Under ``paddle.DataParallel`` the ranks search together, by the mean of their losses, and find the same learning
+    rate: every rank must call ``step``, with the same index. If a batch has unequal parts, ``closure`` returns
+    ``sampler.part_loss(index, loss)``. An optimizer whose parameters fleet's sharding has divided is refused.
 
     Args:
         optimizer: an optimizer of this package in dygraph mode, whose learning rate is a number. Its learning rate is
@@ -81,7 +87,7 @@ class LipschitzSearch:
 
     Raises:
         TypeError: an argument is of the wrong type, or the learning rate is a scheduler or a tensor.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or a wrapper has divided the optimizer's parameters among ranks.
         RuntimeError: Paddle is in static graph mode, where no loss has a value yet.
 
     Examples:
@@ -136,7 +142,7 @@ class LipschitzSearch:
         Raises:
             TypeError: ``closure`` cannot be called, or returns anything but one floating-point number.
             ValueError: the loss or a gradient is not finite, the loss depends on no parameter or on more than the
-                parameters (dropout), or ``closure`` called ``backward()``.
+                parameters (dropout), ``closure`` called ``backward()``, or the gradients of the ranks differ.
             RuntimeError: the loss never decreases along its own gradient.
 
         Whatever is raised, by ``closure`` as well, the parameters are what they were, and no step has been taken. The
@@ -251,7 +257,7 @@ class LipschitzSearch:
         """
         pairs = self._gradients()
         squared = paddle.add_n([paddle.sum(paddle.square(g.astype("float64"))) for _, g in pairs]).item()
-        value = loss.item()
+        value, squared = _agreed(loss.item(), squared)
         if not math.isfinite(value) or not math.isfinite(squared):
             raise ValueError(
                 f"loss: received {value} with a squared gradient of {squared}, expected finite numbers; no step has "
@@ -271,7 +277,7 @@ class LipschitzSearch:
                 tried = _check_loss(closure())
                 if tried is loss:
                     raise ValueError("closure: received the same tensor twice, expected the loss computed anew")
-                tried = tried.item()
+                tried = _mean(tried.item())
                 if math.isfinite(tried) and tried <= value - squared / (2 * lipschitz) + rounding:
                     return lipschitz
                 lipschitz *= 2
@@ -279,7 +285,7 @@ class LipschitzSearch:
                 if self._doublings == _DOUBLINGS_TO_CHECK:
                     self._doublings = 0
                     _put_back(pairs, start)
-                    _check_same(_check_loss(closure()).item(), value, rounding)
+                    _check_same(_mean(_check_loss(closure()).item()), value, rounding)
         finally:
             _put_back(pairs, start)
         raise RuntimeError(
@@ -325,12 +331,41 @@ class LipschitzSearch:
                 "the loss, which has no value while a graph is built"
             )
         self._optimizer._require_parameters()
+        if self._optimizer.is_divided:
+            raise ValueError(
+                "optimizer: received one whose parameters a wrapper has divided among ranks, expected one that has all "
+                "parameters, because the search needs the whole gradient; use paddle.DataParallel without sharding, or "
+                "set the learning rate yourself"
+            )
         rate = self._optimizer._learning_rate
         if not isinstance(rate, numbers.Real):
             raise TypeError(
                 f"optimizer: received one whose learning_rate is {shown(rate)}, expected a number, which the search "
                 "overwrites"
             )
+
+
+def _mean(loss: float) -> float:
+    """The mean of a loss over the ranks of data parallelism, the same on each, so that all take the same branch."""
+    losses = [row[0] for row in gathered([loss], replicas_group())]
+    return sum(losses) / len(losses)
+
+
+def _agreed(loss: float, squared: float) -> tuple[float, float]:
+    """The mean of the loss over the ranks, and the squared gradient, which they must have in common.
+
+    Raises:
+        ValueError: the ranks have different gradients.
+    """
+    rows = gathered([loss, squared], replicas_group())
+    losses, squares = zip(*rows)
+    if max(squares) - min(squares) > _SAME_GRADIENT * max(squares):
+        raise ValueError(
+            f"gradient: received squared norms from {min(squares):.8g} to {max(squares):.8g} on {len(rows)} ranks, "
+            "expected the same on all; wrap the model in paddle.DataParallel, which averages the gradients, and pass "
+            "the same seed to every rank"
+        )
+    return sum(losses) / len(rows), squares[0]
 
 
 def _moved(x: Any, grad: Any, lipschitz: float) -> Any:

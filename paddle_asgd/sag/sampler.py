@@ -14,6 +14,7 @@ import numpy as np
 from paddle.io import BatchSampler, DataLoader
 
 from ..arguments import check_flag, check_int, shown
+from ..caller import warn
 from .batches import Batches, check_dataset, check_order, check_ranks, check_state, length_of
 
 #: What ``next`` returns behind the last batch.
@@ -59,7 +60,8 @@ class FixedBatchSampler(BatchSampler):
         batch_weights: the weight w_b of every batch. Their mean is 1, and with ``drop_last`` all of them are 1.
         part_weights: ``num_replicas * |part| / |B_b|`` of this rank's part of every batch. All are 1 unless the last
             batch does not divide evenly. Parts then differ by one sample and no sample is repeated, so the ranks' mean
-            losses must be multiplied by these weights for their mean to be the mean over the batch.
+            losses must be multiplied by these weights for their mean to be the mean over the batch:
+            ``part_loss(index, loss)`` does that.
         seed: the number from which all draws derive.
 
     Raises:
@@ -115,6 +117,8 @@ class FixedBatchSampler(BatchSampler):
         self._epoch, self._position = 0, 0
         #: whether a batch of this epoch has been handed out since the state was made or loaded
         self._is_begun = False
+        #: whether somebody weighs the losses of unequal parts, or has been told to
+        self._weighs_parts = False
         #: how often a pass began or the state was set, by which a pass notices that it is no longer the latest
         self._turns = 0
         #: the batches of a pass that counts what it yields, for the ``__iter__`` that its loader calls
@@ -148,7 +152,43 @@ class FixedBatchSampler(BatchSampler):
     @property
     def part_weights(self) -> list[float]:
         """The factors for the mean losses of this rank's parts of the batches, 1 on average over the ranks."""
+        self._weighs_parts = True
         return self._batches.part_weights()
+
+    def part_loss(self, index: int, loss: Any) -> Any:
+        """The mean loss of this rank's part of a batch, weighted so that the mean over the ranks is that of the batch.
+
+        Call ``backward()`` of it where ``paddle.DataParallel`` or fleet averages the gradients of several ranks.
+
+        Args:
+            index: the number of the batch, as ``enumerate`` gives it.
+            loss: the mean loss over this rank's samples of the batch, a tensor or a number.
+
+        Raises:
+            TypeError, ValueError: the index is not an int, or not that of a batch.
+
+        Examples:
+            >>> sampler = FixedBatchSampler(range(11), batch_size=4, seed=3, num_replicas=2, rank=1)
+            >>> sampler.batch_sizes, sampler.part_loss(0, 1.0), round(sampler.part_loss(1, 1.0), 3)
+            ([8, 3], 1.0, 1.333)
+        """
+        index = check_int("index", index, 0)
+        if index >= self.batch_num:
+            raise ValueError(f"index: received {index}, expected less than batch_num, which is {self.batch_num}")
+        self._weighs_parts = True
+        weight = self._batches.part_weight(index)
+        return loss if weight == 1.0 else loss * weight
+
+    def _warn_of_parts(self, batch: int) -> None:
+        """Warn, once, if a batch has been used whose parts are unequal, and nobody has asked for their weights."""
+        if self._weighs_parts or not self._batches.is_uneven(batch):
+            return
+        self._weighs_parts = True
+        warn(
+            f"FixedBatchSampler: the {self._batches.sizes[batch]} samples of batch {batch} are divided unequally among "
+            f"{self.num_replicas} ranks, and the mean of their mean losses is not the mean over the batch. Train on "
+            "sampler.part_loss(index, loss), or pass drop_last=True"
+        )
 
     @property
     def batches(self) -> list[list[int]]:
@@ -244,6 +284,7 @@ class FixedBatchSampler(BatchSampler):
                     raise RuntimeError(f"the loader ended after {position} of the epoch's {self.batch_num} batches")
                 self._position, self._is_begun = position + 1, True
                 yield order[position], batch
+                self._warn_of_parts(order[position])
                 # This comes before the loader is asked again: with persistent workers both passes would share batches.
                 if self._turns != turn:
                     raise RuntimeError(

@@ -13,6 +13,7 @@ import paddle
 
 from .. import native
 from ..caller import warn
+from ..sharding import summed
 from .slots import BatchIndex, SlotMismatchWarning
 
 #: What the kernel keeps, in the order of its enum WatchEntry. The first three of each of the last whole passes follow.
@@ -86,30 +87,47 @@ class Watch:
         #: on a GPU: the copy under way, and the event that says when it has arrived
         self._in_flight: tuple[Any, Any] | None = None
 
-    def end_step(self, steps: int) -> None:
-        """Look at the numbers if a pass ends with this step; those of a device are a pass older.
+    def end_pass(self, group: Any | None = None) -> None:
+        """Look at the numbers behind the last step of a pass; those of a device are a pass older.
 
         Args:
-            steps: the number of steps taken so far.
+            group: the ranks that have the other parts of the parameters; None if there are none. They all end their
+                passes with the same step, because each counts all steps, those included that an Inf skips.
 
         Raises:
             ValueError: the kernel has met a batch index out of range.
         """
-        if steps % self._n != 0 or not isinstance(self.tensor, paddle.Tensor):
-            return
+        if group is not None and self._n > 1:
+            self._look_at_parts(group)
         # One short call takes the place of the whole judgement, which nearly always finds nothing to say.
-        if native.watch_wants_a_look(self.tensor, self._threshold):
-            arrived = self._fetch()
-            if arrived is not None:
-                self.look(arrived)
+        elif isinstance(self.tensor, paddle.Tensor) and native.watch_wants_a_look(self.tensor, self._threshold):
+            self._look_at(self.tensor)
 
-    def _fetch(self) -> np.ndarray | None:
+    def _look_at_parts(self, group: Any) -> None:
+        """Look at the sums over the ranks of what each has sampled of its part, which are the same on all of them."""
+        # A rank whose part is empty has sampled nothing, but the others wait for it.
+        own = paddle.zeros([WATCH_SIZE], "float64") if self.tensor is None else self.tensor
+        of_all = summed(own[len(ENTRIES) :], group)
+        if self.tensor is not None:
+            self._look_at(paddle.concat([own[: len(ENTRIES)], of_all]))
+
+    def _look_at(self, tensor: Any) -> None:
+        """Look at numbers of the kernel's form, or at an older copy if they are still on their way from a device."""
+        arrived = self._fetch(tensor)
+        if arrived is not None:
+            self.look(arrived)
+
+    def ratio_of_parts(self) -> float | None:
+        """The ratio of the last whole pass over all parts of the parameters; None if there is none yet."""
+        return self._ratio(self._seen)
+
+    def _fetch(self, tensor: Any) -> np.ndarray | None:
         """The kernel's numbers, if they can be had without waiting; otherwise None.
 
         From a GPU they are copied in the background, and come with a later call.
         """
-        if self.tensor.place.is_cpu_place():
-            return self.tensor.numpy()
+        if tensor.place.is_cpu_place():
+            return tensor.numpy()
         arrived = None
         if self._in_flight is not None:
             copy, event = self._in_flight
@@ -117,7 +135,7 @@ class Watch:
                 return None
             arrived = copy.numpy()
         event = paddle.device.cuda.Event()
-        copy = self.tensor._copy_to(paddle.CUDAPinnedPlace(), False)
+        copy = tensor._copy_to(paddle.CUDAPinnedPlace(), False)
         event.record()
         self._in_flight = (copy, event)
         return arrived

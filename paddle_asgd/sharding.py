@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several processes must know together: which ranks share an optimizer's parameters or average its gradients, and
+sums over them.
+
+All functions that take a group are collectives: every rank of it must call them, in the same order. Must not know what
+is summed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.distributed import fleet
+
+from .arguments import refuse_state
+from .entries import entry_value
+
+
+def parts_group() -> Any | None:
+    """The ranks among which fleet divides each optimizer's parameters (sharding); None if it divides none."""
+    topology = _topology()
+    if topology is None or topology.get_sharding_parallel_world_size() < 2:
+        return None
+    return topology.get_sharding_parallel_group()
+
+
+def replicas_group() -> Any | None:
+    """The ranks that train the same parameters on parts of each batch (data parallelism); None in a single process."""
+    topology = _topology()
+    if topology is not None:
+        return topology.get_data_parallel_group() if topology.get_data_parallel_world_size() > 1 else None
+    return paddle.distributed.get_group(0) if paddle.distributed.get_world_size() > 1 else None
+
+
+@paddle.no_grad()
+def summed(values: Any, group: Any) -> Any:
+    """Sum of a tensor over the ranks of a group, the same bits on each. Does not wait for a device.
+
+    Args:
+        values: a float64 tensor of the same shape on every rank; it stays as it is.
+        group: the ranks.
+    """
+    total = values.clone()
+    paddle.distributed.all_reduce(total, group=group)
+    return total
+
+
+def gathered(numbers: list[float], group: Any | None) -> list[list[float]]:
+    """The numbers of every rank of a group, in the order of the ranks; without a group this process's alone.
+
+    Args:
+        numbers: as many on every rank.
+        group: the ranks, or None.
+    """
+    if group is None:
+        return [numbers]
+    rows = [[0.0] * len(numbers) for _ in range(group.nranks)]
+    rows[group.rank] = numbers
+    return summed(paddle.to_tensor(rows, dtype="float64"), group).tolist()
+
+
+# ---- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def with_copies(state_dict: dict[str, Any], names: Iterable[str], params: Iterable[Any]) -> dict[str, Any]:
+    """A checkpoint in which each parameter has copies of the numbers that belong to none.
+
+    fleet's wrapper loads only those entries whose keys contain the name of a parameter of this rank.
+
+    Args:
+        state_dict: what an optimizer has collected.
+        names: the keys of the numbers.
+        params: the parameters of this rank.
+
+    Examples:
+        >>> weight = paddle.zeros([2])
+        >>> weight.name = "w"
+        >>> with_copies({"batch_num": 3}, ["batch_num"], [weight])
+        {'batch_num': 3, 'w_copy_of_batch_num': 3}
+    """
+    held = [name for name in names if name in state_dict]
+    return {**state_dict, **{f"{param.name}_copy_of_{name}": state_dict[name] for param in params for name in held}}
+
+
+def without_copies(state_dict: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A checkpoint without such copies, in which the numbers have their own keys again.
+
+    Args:
+        state_dict: what a user or a wrapper loads.
+        names: the keys of the numbers.
+
+    Raises:
+        ValueError: two copies of a number differ.
+
+    Examples:
+        >>> without_copies({"w_copy_of_batch_num": 3, "b_copy_of_batch_num": 3, "w_m_0": 1}, ["batch_num"])
+        {'w_m_0': 1, 'batch_num': 3}
+    """
+    pattern = re.compile(rf".+_copy_of_({'|'.join(map(re.escape, names))})")
+    matches = {key: pattern.fullmatch(key) for key in state_dict if isinstance(key, str)}
+    rest = {key: value for key, value in state_dict.items() if not matches.get(key)}
+    for key, match in matches.items():
+        if match is None:
+            continue
+        first, copy = rest.setdefault(match[1], state_dict[key]), state_dict[key]
+        if first is not copy and not np.array_equal(entry_value(first), entry_value(copy)):
+            refuse_state(f"entry {key!r} differs from {match[1]!r}, of which it is a copy")
+    return rest
+
+
+def _topology() -> Any | None:
+    """What fleet knows of its groups; None before ``fleet.init``."""
+    return getattr(fleet.fleet, "_hcg", None)
