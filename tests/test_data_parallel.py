@@ -15,10 +15,12 @@ import paddle
 import pytest
 from paddle.distributed import fleet
 from paddle.nn.functional import mse_loss
-from ranks import caught, run_on_ranks
+from ranks import caught, needs_fleet, run_on_ranks
 from test_sharding import network
 
 from paddle_asgd import ASGD, FixedBatchSampler, LipschitzSearch
+
+pytestmark = needs_fleet
 
 SAMPLES = 21
 

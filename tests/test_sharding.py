@@ -16,10 +16,12 @@ import paddle
 import pytest
 from paddle.distributed import fleet
 from problems import state_of, step_with
-from ranks import caught, run_on_ranks
+from ranks import caught, needs_fleet, run_on_ranks
 
 from paddle_asgd import ASGD, AveragedSGD, LipschitzSearch, SlotMismatchWarning
 from paddle_asgd.sag import checks
+
+pytestmark = needs_fleet
 
 N, STEPS, RATE = 3, 10, 0.1
 WEIGHTS = [4.0, 4.0, 3.0]
