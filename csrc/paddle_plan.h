@@ -204,7 +204,7 @@ class SeenAttributes {
 
   explicit SeenAttributes(PyObject* param) {
     static PyObject* const kOptimizeAttr = PyUnicode_InternFromString("optimize_attr");
-    PyObject** const place = _PyObject_GetDictPtr(param);
+    PyObject** const place = kVersioned ? _PyObject_GetDictPtr(param) : nullptr;
     if (place == nullptr || *place == nullptr) return;
     dict_ = pybind11::reinterpret_borrow<pybind11::object>(*place);
     PyObject* options = Attributes::own(dict_.ptr(), kOptimizeAttr);
@@ -231,6 +231,7 @@ class SeenAttributes {
   }
 
  private:
+  static constexpr bool kVersioned = PY_VERSION_HEX < 0x030C0000;
   static constexpr uint64_t kUnknown = ~uint64_t{0};
 
   static uint64_t version_of([[maybe_unused]] PyObject* dict) {
