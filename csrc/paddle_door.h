@@ -62,14 +62,11 @@ inline std::optional<Tensors> to_optional_tensors(const pybind11::object& object
   return object.is_none() ? std::nullopt : std::optional<Tensors>(to_tensors(object, what));
 }
 
-// Reads the arguments with the interpreter's lock held and makes the call without it: the caller's lists keep every
-// tensor alive while other threads run. An error is said in the name of the operator.
-template <typename Read, typename Call>
-void answer(const std::string& name, const Read& read, const Call& call) {
+// Makes a call and says its errors in the name of the operator, as Python's.
+template <typename Call>
+void say_errors(const std::string& name, const Call& call) {
   try {
-    const auto received = read();
-    pybind11::gil_scoped_release release;
-    call(received);
+    call();
   } catch (const KindError& error) {
     throw pybind11::type_error(name + ": " + error.what());
   } catch (const ArgumentError& error) {
@@ -77,6 +74,17 @@ void answer(const std::string& name, const Read& read, const Call& call) {
   } catch (const DeviceError& error) {
     throw DeviceError(name + ": " + error.what());
   }
+}
+
+// Reads the arguments with the interpreter's lock held and makes the call without it: the caller's lists keep every
+// tensor alive while other threads run.
+template <typename Read, typename Call>
+void answer(const std::string& name, const Read& read, const Call& call) {
+  say_errors(name, [&]() {
+    const auto received = read();
+    pybind11::gil_scoped_release release;
+    call(received);
+  });
 }
 
 }  // namespace paddle_asgd

@@ -22,9 +22,9 @@ class EagerUtils {
 
 namespace paddle_asgd {
 
-// Something differs from what the last step found.
-struct Stale : std::runtime_error {
-  Stale() : std::runtime_error("the step is not like the last one") {}
+// Something differs from what the last step found. Becomes a ValueError, like a gradient that does not fit.
+struct Stale : ArgumentError {
+  Stale() : ArgumentError("the step is not like the last one") {}
 };
 
 // What a tensor's memory is known by. Its owner, where Paddle shows it: an address alone may be that of a later tensor.
@@ -325,7 +325,7 @@ class StepPlan {
     // Another thread is within a step of this plan.
     if (busy_) throw pybind11::value_error("the plan is in use");
     const Busy busy(this);
-    try {
+    say_errors(name, [&]() {
       // Whatever may run code of Python comes first: nothing that is compared may change behind the comparison.
       auto received = read();
       compare_attributes();
@@ -339,15 +339,7 @@ class StepPlan {
         run(step);
       }
       for (const pybind11::handle note : notes) note();
-    } catch (const KindError& error) {
-      throw pybind11::type_error(std::string(name) + ": " + error.what());
-    } catch (const ArgumentError& error) {
-      throw pybind11::value_error(error.what());
-    } catch (const Stale& error) {
-      throw pybind11::value_error(error.what());
-    } catch (const DeviceError& error) {
-      throw DeviceError(std::string(name) + ": " + error.what());
-    }
+    });
   }
 
  private:

@@ -455,3 +455,10 @@ def test_a_plan_keeps_no_optimizer_alive() -> None:
     del planned
     gc.collect()
     assert optimizer() is None
+
+
+@pytest.mark.shortcut
+def test_no_plan_of_lists_that_do_not_fit() -> None:
+    planned = Planned()
+    lists = [planned.params, planned.params[:1]]
+    assert native.step_plan(planned.params, planned.params, [None, None], lists, []) is None
