@@ -34,6 +34,7 @@ PADDLE_SOURCES = [
 ]
 CPU_SOURCES = [
     "csrc/asgd_step_cpu.cc",
+    "csrc/asgd_history_cpu.cc",
     "csrc/asgd_refresh_cpu.cc",
     "csrc/asgd_watch_cpu.cc",
     "csrc/asgd_norm_cpu.cc",

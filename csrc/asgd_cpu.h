@@ -29,10 +29,10 @@ class Divisors {
   double last_ = 0;
 };
 
-// Adds to `sums`, of `length` doubles, the slots of the elements from `begin` on; asgd_refresh_cpu.cc.
-using SumFunction = void (*)(double* sums, const void* y, int64_t begin, const double* weights, int64_t n,
-                             int64_t numel, int64_t length);
-extern const SumFunction kSumOfHistory[2][4];  // by whether it is weighted, and by the gradient's DType
+// Adds to `sums`, of `length` doubles, the slots of the elements from `begin` on, which begins a block of scales.
+using SumFunction = void (*)(double* sums, const TensorArgs& t, int64_t begin, const double* weights, int64_t n,
+                             int64_t length);
+SumFunction sum_function(const TensorArgs& t, bool weighted);  // asgd_refresh_cpu.cc
 
 // Must run before the step replaces what is compared; asgd_watch_cpu.cc.
 void watch_slots(const StepArgs& step);

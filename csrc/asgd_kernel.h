@@ -10,17 +10,25 @@
 
 namespace paddle_asgd {
 
+// How a stored gradient is kept: in the gradient's dtype, or as integers with a scale for each block (block_scale.h).
+enum class History : int8_t { kExact, kInt16, kInt8 };
+
+// Bytes of a stored number that is narrow.
+PADDLE_ASGD_HOST_DEVICE int64_t narrow_size(History history) { return history == History::kInt16 ? 2 : 1; }
+
 // One parameter and its state. The arithmetic is done in double for a float64 parameter and in float for all others.
 struct TensorArgs {
   void* param;       // [numel] of param_dtype
   const void* grad;  // [numel] of grad_dtype, or the values of the rows that StepArgs::gradient_rows names
   void* d;           // [numel], float or double: the sum of the stored gradients
-  void* y;           // [batch_num, numel] of grad_dtype: the stored gradients
+  void* y;           // [batch_num, numel] of grad_dtype, or as `history` says: the stored gradients
+  float* y_scale;    // [batch_num, scale_blocks(numel)], or null where the history is exact
   int64_t* m;        // the clock, read and advanced by the kernel: [1], or as asgd_slots.h says with a batch index
   void* master;      // [numel] float, or null: the weights that a 16-bit parameter is rounded from
   int64_t numel;
   DType param_dtype;
   DType grad_dtype;  // param_dtype, or float32 for a 16-bit parameter
+  History history;
 };
 
 // Which slot this step's batch has, if the user says so.

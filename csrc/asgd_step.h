@@ -40,7 +40,7 @@ struct Typed {
   P* param;
   const G* grad;
   T* d;
-  G* y;
+  G* y;    // null, like y_i, where the history is narrow (asgd_history.h)
   G* y_i;  // the slot of this step's batch
   T* master;
   int64_t numel;
@@ -48,12 +48,12 @@ struct Typed {
 
 template <typename P, typename G, typename T>
 PADDLE_ASGD_HOST_DEVICE Typed<P, G, T> typed(const TensorArgs& t, int64_t slot) {
-  G* y = static_cast<G*>(t.y);
+  G* y = t.history == History::kExact ? static_cast<G*>(t.y) : nullptr;
   return Typed<P, G, T>{static_cast<P*>(t.param),
                         static_cast<const G*>(t.grad),
                         static_cast<T*>(t.d),
                         y,
-                        y + slot * t.numel,
+                        y == nullptr ? nullptr : y + slot * t.numel,
                         static_cast<T*>(t.master),
                         t.numel};
 }

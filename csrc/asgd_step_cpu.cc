@@ -7,6 +7,7 @@
 
 #include "asgd_cpu.h"
 #include "asgd_gradient.h"
+#include "asgd_history.h"
 #include "asgd_watch.h"
 #include "storage.h"
 
@@ -64,9 +65,60 @@ PADDLE_ASGD_INLINE void update_block(const Typed<P, G, float>& t, const G* grad,
   round_weights(t, begin, length, x);
 }
 
+// Returns a gradient in the type of the arithmetic, where it is or copied to `wide`.
+template <typename T, typename G>
+PADDLE_ASGD_INLINE const T* widen_gradient(const G* grad, int64_t length, T* wide) {
+  if constexpr (std::is_same<G, T>::value) return grad;
+  if constexpr (!std::is_same<G, T>::value) widen_array(grad, wide, length);
+  return wide;
+}
+
+// d takes what is stored, so that it stays the sum of that. A theta also has the gradient itself.
+template <typename T, bool kTheta>
+PADDLE_ASGD_INLINE void update_stored(T* __restrict__ x, const T* __restrict__ g, const T* __restrict__ stored,
+                                      const T* __restrict__ old, T* __restrict__ d, Coefficients<T> c, int64_t length) {
+  for (int64_t e = 0; e < length; ++e) {
+    const T sum = replace_gradient<T>(d[e], old[e], stored[e], c.weight);
+    x[e] = kTheta ? descend_theta<T>(x[e], d[e], old[e], g[e], c) : descend<T>(x[e], sum, c);
+    d[e] = sum;
+  }
+}
+
+// The history of a tensor as far as Typed has none of it.
+template <typename T>
+struct Stored {
+  NarrowSlot<T> slot;  // of this step's batch, where the history is narrow
+  SumFunction sum;
+  const TensorArgs& tensor;
+  const StepArgs& step;
+
+  bool is_narrow() const { return slot.storage != nullptr; }
+  void add_up(double* sums, int64_t begin, int64_t length) const {
+    sum(sums, tensor, begin, step.batch_weights, step.batch_num, length);
+  }
+};
+
+// A narrow history is read and written through buffers, whatever the types of parameter and gradient are.
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
-                                     Range range) {
+PADDLE_ASGD_INLINE void update_narrow(const Typed<P, G, T>& t, const Gradient<G>& gradient, const NarrowSlot<T>& slot,
+                                      Coefficients<T> c, Range range) {
+  G room[kBlock];
+  T wide[kBlock], wide_grad[kBlock], old[kBlock], stored[kBlock];
+  for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
+    const int64_t length = std::min(kBlock, range.end - begin);
+    const T* g = widen_gradient<T>(gradient.stretch(begin, length, room), length, wide_grad);
+    slot.read(begin, length, old);
+    slot.write(begin, length, g, stored);
+    T* x = widen_weights<kMaster>(t, begin, length, wide);
+    update_stored<T, kTheta>(x, g, stored, old, t.d + begin, c, length);
+    round_weights(t, begin, length, x);
+  }
+}
+
+template <typename P, typename G, typename T, bool kMaster, bool kTheta>
+PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>& gradient, const Stored<T>& history,
+                                     Coefficients<T> c, Range range) {
+  if (history.is_narrow()) return update_narrow<P, G, T, kMaster, kTheta>(t, gradient, history.slot, c, range);
   // Parameters that are as wide as the arithmetic need no buffers beside them.
   constexpr bool kWide = std::is_same<P, T>::value;
   G room[kBlock];
@@ -85,52 +137,55 @@ PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>&
 
 // Computes d anew for at most one unit. With a theta x has moved already, by d and y_i as they were before the step.
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void refresh_unit(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
-                                     Range fresh, SumFunction sum, int64_t n, const double* weights) {
+PADDLE_ASGD_INLINE void refresh_unit(const Typed<P, G, T>& t, const Gradient<G>& gradient, const Stored<T>& history,
+                                     Coefficients<T> c, Range fresh) {
   const int64_t begin = fresh.begin, length = fresh.end - fresh.begin;
   G room[kRefreshUnit];
+  T wide[kRefreshUnit];
   const G* grad = gradient.stretch(begin, length, room);
   // The gradient is stored first, because the sum is that of the history as this step leaves it.
-  std::copy(grad, grad + length, t.y_i + begin);
+  if (history.is_narrow()) {
+    T stored[kRefreshUnit];
+    history.slot.write(begin, length, widen_gradient<T>(grad, length, wide), stored);
+  } else {
+    std::copy(grad, grad + length, t.y_i + begin);
+  }
   double sums[kRefreshUnit] = {};
-  sum(sums, t.y, begin, weights, n, t.numel, length);
+  history.add_up(sums, begin, length);
   T* d = t.d + begin;
   for (int64_t j = 0; j < length; ++j) d[j] = static_cast<T>(sums[j]);
   if (kTheta) return;
-  T wide[kRefreshUnit];
   T* x = widen_weights<kMaster>(t, begin, length, wide);
   for (int64_t j = 0; j < length; ++j) x[j] = descend<T>(x[j], d[j], c);
   round_weights(t, begin, length, x);
 }
 
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
-PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, const Gradient<G>& gradient, Coefficients<T> c,
-                                   const Refresh& refresh, SumFunction sum, int64_t n, const double* weights) {
+PADDLE_ASGD_INLINE void update_all(const Typed<P, G, T>& t, const Gradient<G>& gradient, const Stored<T>& history,
+                                   Coefficients<T> c, const Refresh& refresh) {
   // The tensor is walked through once, so that what was just updated is still in the cache when it is recomputed.
   int64_t begin = 0;
   for (int64_t span = refresh.first; span < refresh.last; ++span) {
     const Range fresh = refreshed_in(refresh, span, t.numel);
     // SAG moves x by d as it will be, so refresh_unit() must move the fresh elements. A theta moves them by the old d.
-    update_range<P, G, T, kMaster, kTheta>(t, gradient, c, Range{begin, kTheta ? fresh.end : fresh.begin});
-    if (fresh.begin < fresh.end) refresh_unit<P, G, T, kMaster, kTheta>(t, gradient, c, fresh, sum, n, weights);
+    update_range<P, G, T, kMaster, kTheta>(t, gradient, history, c, Range{begin, kTheta ? fresh.end : fresh.begin});
+    if (fresh.begin < fresh.end) refresh_unit<P, G, T, kMaster, kTheta>(t, gradient, history, c, fresh);
     begin = fresh.end;
   }
-  update_range<P, G, T, kMaster, kTheta>(t, gradient, c, Range{begin, t.numel});
+  update_range<P, G, T, kMaster, kTheta>(t, gradient, history, c, Range{begin, t.numel});
 }
 
 template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void step_tensor(const TensorArgs& t, const Visit& visit, double seen, const StepArgs& step) {
-  const int64_t n = step.batch_num;
-  const double* weights = step.batch_weights;
   const Coefficients<T> c = coefficients_of<T>(step, visit, seen);
-  const Refresh refresh = refresh_of(*t.m, n, t.numel);
+  const Refresh refresh = refresh_of(*t.m, step.batch_num, t.numel);
   const Typed<P, G, T> tensor = typed<P, G, T>(t, visit.slot);
   const Gradient<G> gradient = gradient_of<G>(t, step);
-  const SumFunction sum = kSumOfHistory[weights != nullptr][static_cast<int>(t.grad_dtype)];
+  const Stored<T> history{narrow_slot<T>(t, visit.slot), sum_function(t, step.batch_weights != nullptr), t, step};
   if (step.has_theta) {
-    update_all<P, G, T, kMaster, true>(tensor, gradient, c, refresh, sum, n, weights);
+    update_all<P, G, T, kMaster, true>(tensor, gradient, history, c, refresh);
   } else {
-    update_all<P, G, T, kMaster, false>(tensor, gradient, c, refresh, sum, n, weights);
+    update_all<P, G, T, kMaster, false>(tensor, gradient, history, c, refresh);
   }
   // The clock advances last, because the slot, the divisor and the refresh are those of the clock before the step.
   advance(t.m, visit, step.batch_index.given);
@@ -179,7 +234,8 @@ constexpr int64_t kTensorsAhead = 3, kLine = 64, kLinesAhead = 4;
 
 PADDLE_ASGD_INLINE void fetch_ahead(const TensorArgs& t, int64_t slot) {
   const int64_t item = t.grad_dtype == DType::kFloat64 ? 8 : t.grad_dtype == DType::kFloat32 ? 4 : 2;
-  const char* y_i = static_cast<const char*>(t.y) + slot * t.numel * item;
+  const int64_t stored = t.history == History::kExact ? item : narrow_size(t.history);
+  const char* y_i = static_cast<const char*>(t.y) + slot * t.numel * stored;
   const int64_t bytes = std::min(t.numel * item, kLine * kLinesAhead);
   for (int64_t at = 0; at < bytes; at += kLine) {
     __builtin_prefetch(static_cast<const char*>(t.grad) + at);

@@ -5,6 +5,7 @@
 
 #include "asgd_cpu.h"
 #include "asgd_gradient.h"
+#include "asgd_history.h"
 #include "asgd_watch.h"
 
 namespace paddle_asgd {
@@ -17,19 +18,32 @@ struct Sampled {
   int64_t count;
 };
 
+// The stored gradient from `begin` on, put into `room` by the type of the arithmetic.
+template <typename G, typename T>
+PADDLE_ASGD_INLINE void stored_run(const TensorArgs& t, int64_t slot, int64_t begin, int64_t length, T* room) {
+  if (t.history != History::kExact) {
+    // A run lies within one block of scales, and so begins in its middle.
+    const NarrowSlot<T> narrow = narrow_slot<T>(t, slot);
+    return narrow.read(begin, length, room);
+  }
+  const G* y_i = static_cast<const G*>(t.y) + slot * t.numel + begin;
+  for (int64_t j = 0; j < length; ++j) room[j] = widen(y_i[j]);
+}
+
 template <typename G, typename T>
 PADDLE_ASGD_INLINE void sample_run(const TensorArgs& t, const Visit& visit, double weight_seen, int64_t begin,
                                    const StepArgs& step, Sampled* sampled) {
-  const G* y_i = static_cast<const G*>(t.y) + visit.slot * t.numel + begin;
   // The step has not changed d yet, so d / m is the mean of what was known before this gradient.
   const T* d = static_cast<const T*>(t.d) + begin;
   // A product with the reciprocal, as on the GPU: a division for each element would give other bits.
   const T share = static_cast<T>(1 / weight_seen);
   const int64_t length = std::min(kWatchRun, t.numel - begin);
   G room[kWatchRun];
+  T stored[kWatchRun];
   const G* grad = gradient_of<G>(t, step).stretch(begin, length, room);
+  stored_run<G, T>(t, visit.slot, begin, length, stored);
   for (int64_t j = 0; j < length; ++j) {
-    const Squares added = squares<T>(widen(grad[j]), widen(y_i[j]), d[j], share);
+    const Squares added = squares<T>(widen(grad[j]), stored[j], d[j], share);
     sampled->replaced[j] += added.replaced;
     sampled->centred[j] += added.centred;
   }

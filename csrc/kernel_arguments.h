@@ -9,7 +9,8 @@
 
 namespace paddle_asgd {
 
-enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+// One byte, because a launch on a GPU holds as many tensors as fit into its arguments.
+enum class DType : int8_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // A number that is either known to the host or lies in the memory of the device that the kernel runs on.
 struct Scalar {

@@ -4,12 +4,14 @@
 // a tensor itself (paddle_tensor.h).
 #include "paddle_asgd_op.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "asgd_kernel.h"
 #include "asgd_slots.h"
 #include "asgd_watch.h"
+#include "block_scale.h"
 #include "paddle/extension.h"
 #include "paddle_rows.h"
 
@@ -42,8 +44,15 @@ TensorArgs check_state(const Received& r, size_t i, const Check& check, const DD
   return t;
 }
 
-// Checks one parameter with its state, and says where they lie.
-TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t batch_num, const DDim& clock) {
+History history_of(const Tensor& y) {
+  const DenseTensor* dense = dense_tensor(y);
+  const DataType dtype = dense == nullptr ? DataType::FLOAT32 : dense->meta().dtype;
+  return dtype == DataType::INT16 ? History::kInt16 : dtype == DataType::INT8 ? History::kInt8 : History::kExact;
+}
+
+// Checks one parameter with its state, and says where they lie. `scale` is the position of the next scale.
+TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int64_t batch_num, const DDim& clock,
+                           size_t* scale) {
   const Check check(*r.params[i], i, place);
   const phi::DenseTensorMeta& param = check.dense("value", *r.params[i]).meta();
   const DenseTensor& y = check.dense("y", *r.y[i]);
@@ -54,6 +63,11 @@ TensorArgs check_parameter(const Received& r, size_t i, const Place& place, int6
   }
   TensorArgs t = check_state(r, i, check, clock);
   t.y = check.memory("y", y);
+  t.history = history_of(*r.y[i]);
+  if (t.history != History::kExact) {
+    const DDim scales = common::make_ddim({batch_num, scale_blocks(t.numel)});
+    t.y_scale = static_cast<float*>(check.like("y_scale", *(*r.y_scale)[(*scale)++], scales, DataType::FLOAT32));
+  }
   return t;
 }
 
@@ -62,7 +76,7 @@ void check_gradient(const Received& r, size_t i, const Tensor& given, const Plac
                     SparseGradients* sparse) {
   const CheckedGradient gradient = check_gradient(*r.params[i], i, given, place, sparse);
   const DataType stored = dense_tensor(*r.y[i])->meta().dtype;
-  if (stored != gradient.dtype) {
+  if (t->history == History::kExact && stored != gradient.dtype) {
     Check(*r.params[i], i, place)
         .fail("dtype of the gradient", show(gradient.dtype), show(stored) + ", as its history y has");
   }
@@ -91,6 +105,16 @@ BatchIndex batch_index(const Tensor* t, int64_t value, int64_t batch_num, const 
   return index;
 }
 
+// The scales come without gaps, so their number must be that of the narrow histories.
+void check_scales(const Received& r) {
+  const size_t received = r.y_scale ? r.y_scale->size() : 0;
+  const auto narrow = [](const Tensor* y) { return history_of(*y) != History::kExact; };
+  const size_t expected = static_cast<size_t>(std::count_if(r.y.begin(), r.y.end(), narrow));
+  if (received == expected) return;
+  refuse("number of scales y_scale", std::to_string(received),
+         std::to_string(expected) + ", one for each history y of int8 or int16");
+}
+
 void fetch_ahead(const Received& r, size_t i) {
   for (const Tensors* list : {&r.params, &r.d, &r.y, &r.m}) fetch_description(*(*list)[i]);
 }
@@ -103,6 +127,7 @@ Prepared prepare(const Received& r) {
   check_length("histories y", r.y.size(), count);
   check_length("counters m", r.m.size(), count);
   if (r.masters) check_length("master weights", r.masters->size(), count);
+  check_scales(r);
   Prepared prepared;
   if (count == 0) return prepared;
   prepared.tensors.reserve(count);
@@ -111,9 +136,10 @@ Prepared prepare(const Received& r) {
   const DDim& dims = check.dense("value", *r.params[0]).meta().dims;
   prepared.batch_num = slots_of(check, check.dense("y", *r.y[0]).meta().dims, dims);
   const DDim clock = clock_shape(r, prepared.batch_num);
+  size_t scale = 0;
   for (size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) fetch_ahead(r, i + kAhead);
-    prepared.tensors.push_back(check_parameter(r, i, prepared.place, prepared.batch_num, clock));
+    prepared.tensors.push_back(check_parameter(r, i, prepared.place, prepared.batch_num, clock, &scale));
   }
   return prepared;
 }
@@ -179,7 +205,8 @@ void asgd_norm(const Received& r, int64_t batch_num, const Tensor& sum) {
 namespace {
 
 void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads, const Tensor& learning_rate,
-                   const Tensor& weight_decay, std::vector<Tensor>& d, std::vector<Tensor>& y, std::vector<Tensor>& m,
+                   const Tensor& weight_decay, std::vector<Tensor>& d, std::vector<Tensor>& y,
+                   paddle::optional<std::vector<Tensor>>& y_scale, std::vector<Tensor>& m,
                    paddle::optional<std::vector<Tensor>>& masters, const paddle::optional<Tensor>& found_inf,
                    const paddle::optional<Tensor>& batch_index, const paddle::optional<Tensor>& batch_weights,
                    const paddle::optional<Tensor>& theta, paddle::optional<Tensor>& watch) {
@@ -187,6 +214,7 @@ void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads
   r.params = addresses(params);
   r.d = addresses(d);
   r.y = addresses(y);
+  r.y_scale = addresses(y_scale);
   r.m = addresses(m);
   r.masters = addresses(masters);
   r.learning_rate.tensor = &learning_rate;
@@ -207,14 +235,16 @@ void asgd_operator(std::vector<Tensor>& params, const std::vector<Tensor>& grads
 // Every tensor that is written is in the map: an operator that writes without it races with the graph's readers.
 PD_BUILD_OP(asgd_update_)
     .Inputs({paddle::Vec("params"), paddle::Vec("grads"), "learning_rate", "weight_decay", paddle::Vec("d"),
-             paddle::Vec("y"), paddle::Vec("m"), paddle::Optional(paddle::Vec("masters")),
-             paddle::Optional("found_inf"), paddle::Optional("batch_index"), paddle::Optional("batch_weights"),
-             paddle::Optional("theta"), paddle::Optional("watch")})
-    .Outputs({paddle::Vec("params_out"), paddle::Vec("d_out"), paddle::Vec("y_out"), paddle::Vec("m_out"),
+             paddle::Vec("y"), paddle::Optional(paddle::Vec("y_scale")), paddle::Vec("m"),
+             paddle::Optional(paddle::Vec("masters")), paddle::Optional("found_inf"), paddle::Optional("batch_index"),
+             paddle::Optional("batch_weights"), paddle::Optional("theta"), paddle::Optional("watch")})
+    .Outputs({paddle::Vec("params_out"), paddle::Vec("d_out"), paddle::Vec("y_out"),
+              paddle::Optional(paddle::Vec("y_scale_out")), paddle::Vec("m_out"),
               paddle::Optional(paddle::Vec("masters_out")), paddle::Optional("watch_out")})
     .SetInplaceMap({{paddle::Vec("params"), paddle::Vec("params_out")},
                     {paddle::Vec("d"), paddle::Vec("d_out")},
                     {paddle::Vec("y"), paddle::Vec("y_out")},
+                    {paddle::Optional(paddle::Vec("y_scale")), paddle::Optional(paddle::Vec("y_scale_out"))},
                     {paddle::Vec("m"), paddle::Vec("m_out")},
                     {paddle::Optional(paddle::Vec("masters")), paddle::Optional(paddle::Vec("masters_out"))},
                     {paddle::Optional("watch"), paddle::Optional("watch_out")}})

@@ -12,10 +12,12 @@
 
 namespace paddle_asgd {
 
-// The arguments of one step as both doors deliver them, but for the gradients. All lists run parallel to `params`.
+// The arguments of one step as both doors deliver them, but for the gradients. All lists but y_scale run parallel to
+// `params`.
 struct Received {
   Tensors params, d, y, m;
   std::optional<Tensors> masters;
+  std::optional<Tensors> y_scale;  // shorter: one for each y of int8 or int16, in their order
   Number learning_rate;
   Number weight_decay;
   const Tensor* found_inf = nullptr;

@@ -46,8 +46,8 @@ void asgd_function(const pybind11::object& params, const pybind11::object& grads
                    const pybind11::object& y, const pybind11::object& m, const pybind11::object& masters,
                    const pybind11::object& learning_rate, const pybind11::object& weight_decay,
                    const pybind11::object& found_inf, bool check_only, const pybind11::object& batch_index,
-                   const pybind11::object& batch_weights, const pybind11::object& theta,
-                   const pybind11::object& watch) {
+                   const pybind11::object& batch_weights, const pybind11::object& theta, const pybind11::object& watch,
+                   const pybind11::object& y_scale) {
   Tensors gradients;
   answer(
       "asgd_update_",
@@ -57,6 +57,7 @@ void asgd_function(const pybind11::object& params, const pybind11::object& grads
         gradients = to_tensors(grads, "grads");
         r.d = to_tensors(d, "d");
         r.y = to_tensors(y, "y");
+        r.y_scale = to_optional_tensors(y_scale, "y_scale");
         r.m = to_tensors(m, "m");
         r.masters = to_optional_tensors(masters, "masters");
         r.found_inf = to_tensor(found_inf, "found_inf", "a tensor of one bool");
@@ -73,28 +74,31 @@ struct Planned {
   bool indexed;  // whether the clocks are those of a batch index
 };
 
-Planned plan_of(const StepPlan& plan, bool indexed) {
+Planned plan_of(const StepPlan& plan, bool narrow, bool indexed) {
   Planned planned;
   Received& r = planned.received;
   r.params = plan.list(0);
   r.d = plan.list(1);
   r.y = plan.list(2);
   r.m = plan.list(3);
-  if (plan.lists() > 4) r.masters = plan.list(4);
+  if (plan.lists() > 4u + narrow) r.masters = plan.list(4);
+  if (narrow) r.y_scale = plan.list(plan.lists() - 1);
   r.has_batch_index = planned.indexed = indexed;
   planned.prepared = prepare(r);
   return planned;
 }
 
-// A step by a plan of the lists params, d, y, m and, where there are any, master weights.
+// A step by a plan of the lists params, d, y, m, master weights where there are any, and, if it is `narrow`, scales.
 void asgd_planned(StepPlan& plan, const pybind11::object& learning_rate, const pybind11::object& weight_decay,
                   const pybind11::object& batch_index, const pybind11::object& batch_weights,
-                  const pybind11::object& theta, const pybind11::object& watch, const pybind11::list& notes) {
+                  const pybind11::object& theta, const pybind11::object& watch, bool narrow,
+                  const pybind11::list& notes) {
   plan.take(
       "asgd_update_", notes,
       [&]() {
         const bool indexed = !batch_index.is_none();
-        Planned& planned = plan.prepared<Planned>([&]() { return plan_of(plan, indexed); });
+        if (plan.lists() < 4u + narrow) throw Stale();
+        Planned& planned = plan.prepared<Planned>([&]() { return plan_of(plan, narrow, indexed); });
         if (indexed != planned.indexed) throw Stale();
         Inputs{learning_rate, weight_decay, batch_index, batch_weights, theta, watch}.read(&planned.received);
         return &planned;
@@ -263,7 +267,7 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
   module.def("asgd_update", &paddle_asgd::asgd_function, py::arg("params"), py::arg("grads"), py::arg("d"),
              py::arg("y"), py::arg("m"), py::arg("masters"), py::arg("learning_rate"), py::arg("weight_decay"),
              py::arg("found_inf"), py::arg("check_only"), py::arg("batch_index"), py::arg("batch_weights"),
-             py::arg("theta"), py::arg("watch"));
+             py::arg("theta"), py::arg("watch"), py::arg("y_scale") = py::none());
   module.def("asgd_norm", &paddle_asgd::norm_function, py::arg("params"), py::arg("d"), py::arg("m"),
              py::arg("masters"), py::arg("batch_num"), py::arg("indexed"), py::arg("batch_weights"),
              py::arg("weight_decay"), py::arg("sum"));
@@ -280,7 +284,7 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
       .def_property_readonly("reads_gradients", &StepPlan::reads_gradients);
   module.def("asgd_planned", &paddle_asgd::asgd_planned, py::arg("plan"), py::arg("learning_rate"),
              py::arg("weight_decay"), py::arg("batch_index"), py::arg("batch_weights"), py::arg("theta"),
-             py::arg("watch"), py::arg("notes"));
+             py::arg("watch"), py::arg("narrow"), py::arg("notes"));
   module.def("averaged_sgd_update", &paddle_asgd::averaged_sgd_function, py::arg("params"), py::arg("grads"),
              py::arg("steps"), py::arg("ax"), py::arg("t0s"), py::arg("etas"), py::arg("masters"),
              py::arg("learning_rate"), py::arg("weight_decay"), py::arg("found_inf"), py::arg("check_only"),

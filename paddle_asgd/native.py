@@ -71,7 +71,7 @@ Tensors = Sequence[Any]
 
 #: the inputs of the operator, in the order of PD_BUILD_OP
 _ASGD_INPUTS = (
-    *("params", "grads", "learning_rate", "weight_decay", "d", "y", "m", "masters", "found_inf"),
+    *("params", "grads", "learning_rate", "weight_decay", "d", "y", "y_scale", "m", "masters", "found_inf"),
     *("batch_index", "batch_weights", "theta", "watch"),
 )
 
@@ -91,10 +91,11 @@ def asgd_update(
     batch_weights: Any | None = None,
     theta: float | Any | None = None,
     watch: Any | None = None,
+    y_scale: Tensors | None = None,
 ) -> None:
     """Take one SAG step for all parameters: at once in dygraph, as one operator appended to the static graph else.
 
-    The formula is in ``csrc/asgd_formula.h``. All sequences run parallel to ``params``.
+    The formula is in ``csrc/asgd_formula.h``. All sequences but ``y_scale`` run parallel to ``params``.
 
     Args:
         params: the parameters, float16, bfloat16, float32 or float64, of any shape; written.
@@ -102,7 +103,7 @@ def asgd_update(
             dygraph on the CPU, a sparse gradient may come as it is: the kernel adds up its rows block by block, and no
             dense copy is made.
         d: the sums of the stored gradients, of the same shapes, float32 (float64 for float64); written.
-        y: the stored gradients, ``[batch_num, *shape]``, dtype of the gradients; written.
+        y: the stored gradients, ``[batch_num, *shape]``, dtype of the gradients, or int8 or int16; written.
         m: the clocks, int64: ``[1]``, the steps taken; with a ``batch_index`` ``[clock_length(batch_num)]``; written.
         masters: the float32 weights of 16-bit parameters, one for each; None without; written.
         learning_rate: a number, or a tensor of one float32 or float64; a tensor in static graphs.
@@ -115,6 +116,8 @@ def asgd_update(
         theta: how much of the change of a gradient enters the direction, a number or a tensor of one float32 or
             float64; None: SAG.
         watch: float64 ``[kWatchSize]``, what ``csrc/asgd_watch.h`` keeps; written.
+        y_scale: float32 ``[batch_num, ceil(numel / 128)]`` for each parameter whose ``y`` is int8 or int16, in their
+            order; None if there is no such parameter; written.
 
     Raises:
         TypeError: an argument is not of the kind it must be.
@@ -125,13 +128,13 @@ def asgd_update(
     if in_dygraph_mode():
         _C.asgd_update(
             *(params, grads, d, y, m, masters, learning_rate, weight_decay, found_inf, check_only),
-            *(batch_index, batch_weights, theta, watch),
+            *(batch_index, batch_weights, theta, watch, y_scale),
         )
         return
     _check_static("asgd_update_", params, masters, learning_rate=learning_rate, weight_decay=weight_decay)
     read = {"grads": grads, "learning_rate": learning_rate, "weight_decay": weight_decay, "found_inf": found_inf}
     read.update(batch_index=batch_index, batch_weights=batch_weights, theta=theta)
-    written = {"params": params, "d": d, "y": y, "m": m, "masters": masters, "watch": watch}
+    written = {"params": params, "d": d, "y": y, "y_scale": y_scale, "m": m, "masters": masters, "watch": watch}
     _append_operator("asgd_update_", _ASGD_INPUTS, written, read)
 
 
@@ -251,19 +254,21 @@ def asgd_planned(
     batch_weights: Any | None,
     theta: float | Any | None,
     watch: Any | None,
+    narrow: bool,
     notes: list[Callable[[], Any]],
 ) -> None:
-    """Take the step of ``asgd_update`` by a plan of the lists params, d, y, m and, if there are any, masters.
+    """Take the step of ``asgd_update`` by a plan of the lists params, d, y, m, masters and y_scale, if there are any.
 
     Args:
         plan: made by ``step_plan``.
         learning_rate, weight_decay, batch_index, batch_weights, theta, watch: as for ``asgd_update``.
+        narrow: whether the last list is ``y_scale``.
         notes: functions of C, called after the update; no interrupt can come between.
 
     Raises:
         ValueError: anything but the gradients is not as the plan knows it. Nothing has been done.
     """
-    _C.asgd_planned(plan, learning_rate, weight_decay, batch_index, batch_weights, theta, watch, notes)
+    _C.asgd_planned(plan, learning_rate, weight_decay, batch_index, batch_weights, theta, watch, narrow, notes)
 
 
 #: likewise of the operator of averaged SGD

@@ -218,7 +218,7 @@ class ASGD(FusedOptimizer):
 
     def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any], notes: list[Callable[[], Any]]) -> None:
         rates = _turned(rates) if self._maximize else rates
-        native.asgd_planned(plan, *rates, *self._inputs.of_planned_step(bucket), notes)
+        native.asgd_planned(plan, *rates, *self._inputs.of_planned_step(bucket), False, notes)
 
     # ---- What the user may ask --------------------------------------------------------------------------------------
 
