@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// A slot of a narrow history on the CPU, read and written in stretches (block_scale.h says how numbers are stored).
-// Must not know the formula.
+// A slot of a narrow history on the CPU, a stretch of elements at a time (block_scale.h says how numbers are stored).
+// Must not loop over elements.
 #pragma once
 
 #include <cstdint>
 
+#include "asgd_formula.h"
 #include "asgd_kernel.h"
 #include "block_scale.h"
 
 namespace paddle_asgd {
 
-// How one narrow type is stored and read. What is written begins with a block; what is read begins with one or lies
-// within one. None of the arrays overlap.
+// What is done with a stretch of one stored type. It begins with a block, except that read() may lie within one. None
+// of the arrays overlap.
 template <typename T>
 struct NarrowStorage {
   void (*read)(const void* y, const float* scale, T* out, int64_t length);
-  // Gives back in `stored` what read() will.
-  void (*write)(const T* g, void* y, float* scale, T* stored, int64_t length);
+  void (*write)(const T* g, void* y, float* scale, int64_t length);
+  // One step: y is read, moves d and x by the formula, and is replaced.
+  void (*update)(T* x, const T* g, T* d, void* y, float* scale, Coefficients<T> c, bool has_theta, int64_t length);
 };
 
 // For the arithmetic's type; asgd_history_cpu.cc.
@@ -34,8 +36,11 @@ struct NarrowSlot {
   void read(int64_t begin, int64_t length, T* out) const {
     storage->read(y + begin * item, scale + begin / kScaleBlock, out, length);
   }
-  void write(int64_t begin, int64_t length, const T* g, T* stored) const {
-    storage->write(g, y + begin * item, scale + begin / kScaleBlock, stored, length);
+  void write(int64_t begin, int64_t length, const T* g) const {
+    storage->write(g, y + begin * item, scale + begin / kScaleBlock, length);
+  }
+  void update(T* x, const T* g, T* d, int64_t begin, int64_t length, Coefficients<T> c, bool has_theta) const {
+    storage->update(x, g, d, y + begin * item, scale + begin / kScaleBlock, c, has_theta, length);
   }
 };
 

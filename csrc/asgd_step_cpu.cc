@@ -73,17 +73,6 @@ PADDLE_ASGD_INLINE const T* widen_gradient(const G* grad, int64_t length, T* wid
   return wide;
 }
 
-// d takes what is stored, so that it stays the sum of that. A theta also has the gradient itself.
-template <typename T, bool kTheta>
-PADDLE_ASGD_INLINE void update_stored(T* __restrict__ x, const T* __restrict__ g, const T* __restrict__ stored,
-                                      const T* __restrict__ old, T* __restrict__ d, Coefficients<T> c, int64_t length) {
-  for (int64_t e = 0; e < length; ++e) {
-    const T sum = replace_gradient<T>(d[e], old[e], stored[e], c.weight);
-    x[e] = kTheta ? descend_theta<T>(x[e], d[e], old[e], g[e], c) : descend<T>(x[e], sum, c);
-    d[e] = sum;
-  }
-}
-
 // The history of a tensor as far as Typed has none of it.
 template <typename T>
 struct Stored {
@@ -98,19 +87,19 @@ struct Stored {
   }
 };
 
-// A narrow history is read and written through buffers, whatever the types of parameter and gradient are.
-template <typename P, typename G, typename T, bool kMaster, bool kTheta>
+// Only 16-bit numbers pass through buffers.
+template <typename P, typename G, typename T, bool kMaster>
 PADDLE_ASGD_INLINE void update_narrow(const Typed<P, G, T>& t, const Gradient<G>& gradient, const NarrowSlot<T>& slot,
-                                      Coefficients<T> c, Range range) {
+                                      Coefficients<T> c, bool has_theta, Range range) {
+  constexpr bool kWide = std::is_same<P, T>::value;
   G room[kBlock];
-  T wide[kBlock], wide_grad[kBlock], old[kBlock], stored[kBlock];
-  for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
-    const int64_t length = std::min(kBlock, range.end - begin);
+  T wide[kBlock], wide_grad[kBlock];
+  const int64_t block = kWide && gradient.rows == nullptr ? range.end - range.begin : kBlock;
+  for (int64_t begin = range.begin; begin < range.end; begin += block) {
+    const int64_t length = std::min(block, range.end - begin);
     const T* g = widen_gradient<T>(gradient.stretch(begin, length, room), length, wide_grad);
-    slot.read(begin, length, old);
-    slot.write(begin, length, g, stored);
     T* x = widen_weights<kMaster>(t, begin, length, wide);
-    update_stored<T, kTheta>(x, g, stored, old, t.d + begin, c, length);
+    slot.update(x, g, t.d + begin, begin, length, c, has_theta);
     round_weights(t, begin, length, x);
   }
 }
@@ -118,7 +107,7 @@ PADDLE_ASGD_INLINE void update_narrow(const Typed<P, G, T>& t, const Gradient<G>
 template <typename P, typename G, typename T, bool kMaster, bool kTheta>
 PADDLE_ASGD_INLINE void update_range(const Typed<P, G, T>& t, const Gradient<G>& gradient, const Stored<T>& history,
                                      Coefficients<T> c, Range range) {
-  if (history.is_narrow()) return update_narrow<P, G, T, kMaster, kTheta>(t, gradient, history.slot, c, range);
+  if (history.is_narrow()) return update_narrow<P, G, T, kMaster>(t, gradient, history.slot, c, kTheta, range);
   // Parameters that are as wide as the arithmetic need no buffers beside them.
   constexpr bool kWide = std::is_same<P, T>::value;
   G room[kBlock];
@@ -145,8 +134,7 @@ PADDLE_ASGD_INLINE void refresh_unit(const Typed<P, G, T>& t, const Gradient<G>&
   const G* grad = gradient.stretch(begin, length, room);
   // The gradient is stored first, because the sum is that of the history as this step leaves it.
   if (history.is_narrow()) {
-    T stored[kRefreshUnit];
-    history.slot.write(begin, length, widen_gradient<T>(grad, length, wide), stored);
+    history.slot.write(begin, length, widen_gradient<T>(grad, length, wide));
   } else {
     std::copy(grad, grad + length, t.y_i + begin);
   }
