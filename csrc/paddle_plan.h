@@ -113,6 +113,8 @@ class SeenTensors {
   // Whether what is kept alive is the memory, too, as Paddle shows its owner from 3.2 on.
   bool keeps_memory() const { return !owners_.empty() && owners_[0].second != nullptr; }
 
+  size_t size() const { return entries_.size(); }
+
   // What a later comparison reads, for it is in no cache after a forward and a backward pass.
   void fetch(size_t i) const {
     const Entry& entry = entries_[i];
@@ -246,7 +248,8 @@ class SeenAttributes {
   uint64_t version_ = kUnknown, options_version_ = 0;
 };
 
-// The plan of an optimizer's step: for each trained parameter the tensors of its lists, the parameter first.
+// The plan of an optimizer's step: for each trained parameter the tensors of its lists, the parameter first, and
+// behind these the tensors of lists of another length.
 class StepPlan {
  public:
   // All parameters of an optimizer; those of them that had a gradient, in their order; for each of these what lay in
@@ -257,8 +260,9 @@ class StepPlan {
       : parameters_(parameters), trained_(trained), multipliers_(multipliers), lists_(lists) {
     for (const pybind11::handle list : lists) {
       tensors_.push_back(to_tensors(pybind11::reinterpret_borrow<pybind11::object>(list), "lists"));
-      if (tensors_.back().size() != trained.size()) throw Stale();
+      width_ += tensors_.back().size() == trained.size();
     }
+    if (tensors_.empty() || tensors_[0].size() != trained.size()) throw Stale();
     for (const pybind11::handle dictionary : dictionaries) {
       if (PyTuple_Check(dictionary.ptr())) {
         const auto pair = pybind11::reinterpret_borrow<pybind11::tuple>(dictionary);
@@ -267,8 +271,14 @@ class StepPlan {
         dictionaries_.emplace_back(pybind11::reinterpret_borrow<pybind11::dict>(dictionary));
       }
     }
+    // In the order in which a step needs them; a list that is not one a parameter comes behind the others.
     for (size_t i = 0; i < trained.size(); ++i) {
-      for (const Tensors& list : tensors_) seen_.add(*list[i]);
+      for (const Tensors& list : tensors_) {
+        if (list.size() == trained.size()) seen_.add(*list[i]);
+      }
+    }
+    for (const Tensors& list : tensors_) {
+      for (size_t j = 0; j < list.size() && list.size() != trained.size(); ++j) seen_.add(*list[j]);
     }
     on_gpu_ = !trained.empty() && tensors_[0][0]->place().GetType() != phi::AllocationType::CPU;
     attributes_.resize(trained.size());
@@ -380,17 +390,20 @@ class StepPlan {
   }
 
   void compare_tensors() {
-    const size_t width = tensors_.size(), count = trained_.size();
+    const size_t count = trained_.size();
     size_t number = 0;
     for (size_t i = 0; i < count && i < kFar; ++i) fetch(i);
     for (size_t i = 0; i < count && i < kNear; ++i) find_gradient(i);
     for (size_t i = 0; i < count; ++i) {
       if (i + kFar < count) fetch(i + kFar);
       if (i + kNear < count) find_gradient(i + kNear);
-      for (size_t k = 0; k < width; ++k) {
-        if (!seen_.unchanged(i * width + k, &number, on_gpu_)) throw Stale();
+      for (size_t k = 0; k < width_; ++k) {
+        if (!seen_.unchanged(i * width_ + k, &number, on_gpu_)) throw Stale();
       }
       if (gradients_[i] == nullptr || gradients_[i]->impl() == nullptr) throw Stale();
+    }
+    for (size_t i = count * width_; i < seen_.size(); ++i) {
+      if (!seen_.unchanged(i, &number, on_gpu_)) throw Stale();
     }
   }
 
@@ -402,8 +415,7 @@ class StepPlan {
   }
 
   void fetch(size_t i) const {
-    const size_t width = tensors_.size();
-    for (size_t k = 0; k < width; ++k) seen_.fetch(i * width + k);
+    for (size_t k = 0; k < width_; ++k) seen_.fetch(i * width_ + k);
     __builtin_prefetch(gradients_[i]);
   }
 
@@ -445,6 +457,7 @@ class StepPlan {
   std::vector<SeenAttributes> attributes_;
   std::vector<SeenDictionary> dictionaries_;
   std::vector<Tensors> tensors_;
+  size_t width_ = 0;  // lists that have one tensor a parameter
   SeenTensors seen_;
   bool on_gpu_ = false;
   bool direct_ = false;

@@ -236,7 +236,8 @@ def step_plan(parameters: list, trained: list, multipliers: list, lists: list[li
         parameters: all parameters of an optimizer; the list itself, which may change.
         trained: those of them that had a gradient, in their order.
         multipliers: for each of ``trained`` what lay in its ``optimize_attr["learning_rate"]``, or None.
-        lists: the tensors of each of ``trained`` in parallel lists, of which ``trained`` is the first.
+        lists: the tensors of each of ``trained`` in parallel lists, of which ``trained`` is the first, and lists of
+            another length with tensors that some of them have or all share.
         dictionaries: those that must hold the same objects at each step, each alone or in a pair with the keys that
             matter.
     """

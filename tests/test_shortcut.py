@@ -227,10 +227,10 @@ def put_data(tensor: Any, value: Any) -> None:
 class Planned:
     """Two parameters whose next step would go by the plan; the second one is square."""
 
-    def __init__(self) -> None:
-        self.base = paddle.full([8, 4], 0.25)
-        self.params = [paddle.create_parameter(shape, "float32") for shape in ([3], [4, 4])]
-        self.optimizer = ASGD(0.1, 2, self.params, watch=False)
+    def __init__(self, dtype: str = "float32") -> None:
+        self.base = paddle.full([8, 4], 0.25, dtype)
+        self.params = [paddle.create_parameter(shape, dtype) for shape in ([3], [4, 4])]
+        self.optimizer = ASGD(0.1, 2, self.params, watch=False, multi_precision=dtype == "float16")
         put_data(self.params[1], self.base[:4])
         self.step()
         self.step()
@@ -458,7 +458,25 @@ def test_a_plan_keeps_no_optimizer_alive() -> None:
 
 
 @pytest.mark.shortcut
-def test_no_plan_of_lists_that_do_not_fit() -> None:
+@pytest.mark.parametrize("change", [None, *TENSOR_CHANGES])
+def test_the_plan_notices_a_changed_tensor_of_a_list_of_another_length(change: Callable | None) -> None:
+    planned = Planned("float16")
+    shortcut = planned.optimizer._shortcut
+    multipliers = [param.optimize_attr["learning_rate"] for param in planned.params]
+    more = paddle.full([4, 4], 0.25)
+    lists = [planned.params, *shortcut.bucket.state, shortcut.bucket.masters, [more]]
+    plan = native.step_plan(planned.params, planned.params, multipliers, lists, [])
+    planned.optimizer._shortcut = shortcut._replace(plan=plan)
+    assert planned.takes_step()
+    address = more.data_ptr()
+    if change is not None:
+        change(more, planned)
+    same = change is memory_made_anew and more.data_ptr() == address and not plan.keeps_memory
+    assert planned.takes_step() == (same or change is None)
+
+
+@pytest.mark.shortcut
+def test_no_plan_whose_first_list_is_not_the_parameters() -> None:
     planned = Planned()
-    lists = [planned.params, planned.params[:1]]
-    assert native.step_plan(planned.params, planned.params, [None, None], lists, []) is None
+    for lists in ([], [planned.params[:1], planned.params]):
+        assert native.step_plan(planned.params, planned.params, [None, None], lists, []) is None
