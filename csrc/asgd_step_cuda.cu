@@ -2,8 +2,10 @@
 // The step on the GPU: many tensors in one launch. Must not include Paddle, nor write the formula again
 // (asgd_formula.h), nor allocate, wait or copy: a graph that captures a step could not replay it.
 #include <cstdint>
+#include <type_traits>
 
 #include "asgd_launch.h"
+#include "asgd_narrow_cuda.h"
 #include "asgd_update_cuda.h"
 #include "asgd_watch_cuda.h"
 
@@ -53,6 +55,36 @@ __global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GR
   if (fresh.begin < fresh.end) work.template update_range<16 / sizeof(T), true>(fresh.begin, fresh.end);
 }
 
+// The same for tensors with a narrow history. With registers for four blocks float64 would spill.
+template <typename P, typename G, typename T, int kBytes>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
+    step_narrow_tensors(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> launch) {
+  const StepArgs& step = launch.step;
+  if (!takes_step(step)) return;
+  const int index = find_tensor(launch, blockIdx.x);
+  const TensorArgs& t = launch.tensors[index];
+  const int64_t span = static_cast<int64_t>(blockIdx.x) - launch.first_block[index];
+  __shared__ Prepared<T> shared;
+  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step, span);
+  block_barrier();
+  const Prepared<T> prepared = shared;
+  const int64_t begin = span * kChunk, end = min(begin + kChunk, t.numel);
+  const auto update = [&](auto* y) {
+    using Work = NarrowWork<std::remove_pointer_t<decltype(y)>, P, G, T>;
+    Work{typed<P, G, T>(t, prepared.slot),
+         y,
+         t.y_scale,
+         prepared.slot,
+         step.batch_num,
+         step.batch_weights,
+         step.has_theta,
+         prepared.fresh,
+         prepared.c}
+        .update_range(begin, end);
+  };
+  t.history == History::kInt16 ? update(static_cast<int16_t*>(t.y)) : update(static_cast<int8_t*>(t.y));
+}
+
 // This is a launch of its own, because within step_tensors some block might still have to read a clock that another has
 // advanced.
 template <int kBytes>
@@ -74,7 +106,7 @@ __global__ void advance_clocks(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes
 }
 
 template <typename P, typename G, typename T, int kBytes>
-cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
+cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, bool is_narrow, cudaStream_t stream) {
   const int32_t blocks = launch.first_block[launch.count];
   // No tensor, or none with an element: a launch of no blocks is an error in CUDA.
   if (blocks > 0) {
@@ -84,7 +116,11 @@ cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
       const int32_t watchers = static_cast<int32_t>((runs + kThreads - 1) / kThreads);
       watch_slots<G, T, kBytes><<<watchers, kThreads, 0, stream>>>(launch);
     }
-    step_tensors<P, G, T, kBytes><<<blocks, kThreads, 0, stream>>>(launch);
+    if (is_narrow) {
+      step_narrow_tensors<P, G, T, kBytes><<<blocks, kThreads, 0, stream>>>(launch);
+    } else {
+      step_tensors<P, G, T, kBytes><<<blocks, kThreads, 0, stream>>>(launch);
+    }
   }
   // The clocks must not advance over a step that was not taken.
   const cudaError_t error = cudaGetLastError();
@@ -93,24 +129,35 @@ cudaError_t enqueue(const AsgdLaunch<kBytes>& launch, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
+bool narrow(const TensorArgs& t) { return t.history != History::kExact; }
+
+// Calls `call` with each pair of storage types and with each kind of history: what one launch's tensors share.
+template <typename Call>
+void for_each_kind(const Call& call) {
+  for (const auto& types : kTypes) {
+    for (const bool is_narrow : {false, true}) call(types, is_narrow);
+  }
+}
+
 }  // namespace
 
 const char* asgd_cuda(const StepArgs& step, int device, void* stream) {
   return on_device(device, [&]() {
     cudaError_t error = cudaSuccess;
-    // The types of the last tensor come last, for its launch closes the step.
+    // The kind of the last tensor comes last, for its launch closes the step.
     for (const bool last : {false, true}) {
-      for (const auto& types : kTypes) {
-        const bool closes = step.count > 0 && is_of(step.tensors[step.count - 1], types);
-        if (error != cudaSuccess || closes != last) continue;
-        error = for_each_launch(step, types, [&](const auto& launch) {
+      for_each_kind([&](const auto& types, bool is_narrow) {
+        const auto belongs = [&](const TensorArgs& t) { return is_of(t, types) && is_narrow == narrow(t); };
+        const bool closes = step.count > 0 && belongs(step.tensors[step.count - 1]);
+        if (error != cudaSuccess || closes != last) return;
+        error = for_each_launch(step.tensors, step, belongs, [&](const auto& launch) {
           return with_types(types, [&](auto pair) {
             using Pair = decltype(pair);
-            return enqueue<typename Pair::P, typename Pair::G, typename Pair::T>(launch,
+            return enqueue<typename Pair::P, typename Pair::G, typename Pair::T>(launch, is_narrow,
                                                                                  static_cast<cudaStream_t>(stream));
           });
         });
-      }
+      });
     }
     return error;
   });

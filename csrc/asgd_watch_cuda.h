@@ -8,11 +8,22 @@
 #include "asgd_launch.h"
 #include "asgd_step.h"
 #include "asgd_watch.h"
+#include "block_scale.h"
 
 namespace paddle_asgd {
 namespace {
 
 static_assert(kChunk == kWatchWindow, "the watch counts blocks for windows");
+
+// The stored gradient's element `e` of a slot.
+template <typename G, typename T>
+__device__ T stored_at(const TensorArgs& t, int64_t slot, int64_t e) {
+  const int64_t at = slot * t.numel + e;
+  if (t.history == History::kExact) return widen(static_cast<const G*>(t.y)[at]);
+  const float scale = t.y_scale[slot * scale_blocks(t.numel) + e / kScaleBlock];
+  return t.history == History::kInt16 ? from_stored<T>(static_cast<const int16_t*>(t.y)[at], scale)
+                                      : from_stored<T>(static_cast<const int8_t*>(t.y)[at], scale);
+}
 
 // This is a launch of its own before step_tensors, because there it would cost every block its registers. One thread
 // takes one run. The order of these sums differs from run to run, and no step depends on them.
@@ -32,12 +43,11 @@ __global__ void watch_slots(const PADDLE_ASGD_GRID_CONSTANT AsgdLaunch<kBytes> l
   if (!visit.seen_before) return;
   const int64_t begin = watch_begin(window - launch.first_block[index], *t.m, t.numel);
   const int64_t end = min(begin + kWatchRun, t.numel);
-  const G* y_i = static_cast<const G*>(t.y) + visit.slot * t.numel;
   const T share = static_cast<T>(1 / divisor(visit, t, step));
   double sum_replaced = 0, sum_centred = 0;
   for (int64_t e = begin; e < end; ++e) {
-    const Squares added =
-        squares<T>(widen(static_cast<const G*>(t.grad)[e]), widen(y_i[e]), static_cast<const T*>(t.d)[e], share);
+    const Squares added = squares<T>(widen(static_cast<const G*>(t.grad)[e]), stored_at<G, T>(t, visit.slot, e),
+                                     static_cast<const T*>(t.d)[e], share);
     sum_replaced += added.replaced;
     sum_centred += added.centred;
   }

@@ -9,7 +9,7 @@
 
 namespace paddle_asgd {
 
-// Also the elements that one warp takes on a GPU, four a thread.
+// On a GPU one warp takes a block.
 constexpr int64_t kScaleBlock = 128;
 
 PADDLE_ASGD_HOST_DEVICE int64_t scale_blocks(int64_t numel) { return (numel + kScaleBlock - 1) / kScaleBlock; }

@@ -38,6 +38,7 @@ NEEDED = {"v3": {"avx2", "fma", "f16c", "bmi2"}, "v4": {"avx512f", "avx512bw", "
 DRIVEN = ("step", "promises", "variants", "watch", "norm", "average", "average_sgd")
 PROGRAMS = [
     "half",
+    "block_scale",
     "formula",
     "power",
     "refresh",
@@ -47,7 +48,7 @@ PROGRAMS = [
 ]
 
 # The checksums that a program prints: of how many combinations of storage types and modes.
-CHECKSUMS = {"step": 10 * 12, "average_sgd": 10 * 5}
+CHECKSUMS = {"step": 20 * 12, "average_sgd": 10 * 5}
 
 needs_gxx = pytest.mark.skipif(GXX is None, reason="no g++ on PATH")
 

@@ -47,11 +47,11 @@ Twin make_twin(const Types& types, const std::vector<int64_t>& sizes, const Mode
 
 void check_types_and_modes() {
   Tally tally("types and modes");
-  for (const Types& types : kTypes) {
+  for (const Types& types : native_test::every_types()) {
     for (int i = 0; i < 12; i += quick ? 5 : 1) {
       for (const int64_t n : {1, 3, 7}) {
         if (quick && n != 3) continue;
-        Twin twin = make_twin(types, {0, 257, 1, 8193, 0, 64}, kModes[i], n, n % 2);
+        Twin twin = make_twin(types, {0, 257, 1, 8193, 0, 129, 64}, kModes[i], n, n % 2);
         check_steps(&twin, 3 * n + 2, true, true, &tally);
       }
     }
@@ -63,7 +63,7 @@ void check_sizes_and_offsets() {
   Tally tally("sizes and offsets");
   const std::vector<int64_t> sizes = {1,    2,    255,  256,  257,  1023, 1024,  1025,
                                       4095, 4096, 4097, 8191, 8192, 8193, 12301, 33 * 4096 + 5};
-  for (const Types& types : kTypes) {
+  for (const Types& types : native_test::every_types()) {
     for (int64_t offset = 0; offset < (quick ? 2 : 9); ++offset) {
       Twin twin = make_twin(types, quick ? std::vector<int64_t>{4095, 4097, 8192} : sizes, kModes[0], 3, offset);
       check_steps(&twin, quick ? 4 : 11, true, true, &tally);
@@ -84,7 +84,7 @@ void check_many_tensors() {
 
 void check_long_histories() {
   Tally tally("long histories");
-  for (const Types& types : {kTypes[0], kTypes[1], kTypes[3], kTypes[7]}) {
+  for (const Types& types : {kTypes[0], kTypes[1], kTypes[3], kTypes[7], kNarrowTypes[1], kNarrowTypes[2]}) {
     for (const int64_t n : {65, 130}) {
       for (const int i : {0, 3, 6, 10}) {
         if (quick && (n != 65 || i != 10)) continue;
@@ -101,7 +101,7 @@ void check_special_numbers() {
   Tally tally("special numbers");
   const double kSpecial[] = {0.0,     -0.0,    0x1p-149, -0x1p-140,       0x1p-126, 0x1p-24,   -0x1.8p-25, 65504,
                              65519.9, -65520., 0x1p127,  -0x1.fffffep127, INFINITY, -INFINITY, NAN,        0x1p-1074};
-  for (const Types& types : kTypes) {
+  for (const Types& types : native_test::every_types()) {
     for (const int i : {0, 1, 10}) {
       Twin twin = make_twin(types, {257, 1031}, kModes[i], 3, 0);
       for (int64_t k = 0; k < 11; ++k) {

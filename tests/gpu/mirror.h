@@ -119,7 +119,8 @@ class Mirrored {
       gradients_.add(t->grad, t->types.grad);
       state_.add(t->param, t->types.param);
       state_.add(t->d, t->types.compute());
-      state_.add(t->y, t->types.grad);
+      state_.add(t->y, t->types.grad, t->types.narrow());
+      state_.add(t->y_scale, DType::kFloat32);
       state_.add(t->master, DType::kFloat32);
       state_.add(t->clock, DType::kFloat64, true);
     }
@@ -131,31 +132,33 @@ class Mirrored {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       TensorArgs t = tensors_[i]->args();
       t.grad = gradients_.device(i);
-      t.param = state_.device(5 * i);
-      t.d = state_.device(5 * i + 1);
-      t.y = state_.device(5 * i + 2);
-      t.master = state_.device(5 * i + 3);
-      t.m = static_cast<int64_t*>(state_.device(5 * i + 4));
+      t.param = state_.device(kOfTensor * i);
+      t.d = state_.device(kOfTensor * i + 1);
+      t.y = state_.device(kOfTensor * i + 2);
+      t.y_scale = static_cast<float*>(state_.device(kOfTensor * i + 3));
+      t.master = state_.device(kOfTensor * i + 4);
+      t.m = static_cast<int64_t*>(state_.device(kOfTensor * i + 5));
       result.push_back(t);
     }
     return result;
   }
   void upload_gradients() { gradients_.upload(); }
   void compare(const std::string& where, Tally* tally) {
-    static constexpr const char* kNames[] = {"param", "d", "y", "master", "m"};
+    static constexpr const char* kNames[] = {"param", "d", "y", "y_scale", "master", "m"};
     state_.download();
     for (size_t i = 0; i < state_.size(); ++i) {
       tally->count();
       const int64_t byte = state_.difference(i);
       if (byte < 0) continue;
-      tally->differ(where + ": tensor " + std::to_string(i / 5) + " (" + tensors_[i / 5]->types.name + ", " +
-                    std::to_string(tensors_[i / 5]->numel) + "): " + kNames[i % 5] + " from byte " +
-                    std::to_string(byte));
+      tally->differ(where + ": tensor " + std::to_string(i / kOfTensor) + " (" + tensors_[i / kOfTensor]->types.name +
+                    ", " + std::to_string(tensors_[i / kOfTensor]->numel) + "): " + kNames[i % kOfTensor] +
+                    " from byte " + std::to_string(byte));
     }
     if (!state_.guards_whole()) tally->differ(where + ": written outside of a tensor");
   }
 
  private:
+  static constexpr size_t kOfTensor = 6;  // buffers of state
   const Tensors& tensors_;
   Image gradients_, state_;
 };

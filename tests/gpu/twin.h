@@ -10,6 +10,7 @@
 namespace gpu {
 
 using native_test::kModes;
+using native_test::kNarrowTypes;
 using native_test::kTypes;
 using native_test::Mode;
 using native_test::Plan;

@@ -146,13 +146,14 @@ inline Tensors make(const Types& types, const std::vector<int64_t>& sizes, int64
   return tensors;
 }
 
-// Tensors of all types in turn, none of them of its neighbour's size. 2,603 are more than a launch takes of four pairs
-// of types, and what is left of them takes short arguments.
+// Tensors of all types and histories in turn, none of them of its neighbour's size. 2,603 are more than a launch takes
+// of four pairs of types, and what is left of them takes short arguments.
 inline Tensors make_many(int64_t count, int64_t n, Random* random, bool indexed) {
   Tensors tensors;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t numel = i % 7 == 3 ? 0 : i % 11;
-    tensors.push_back(std::move(make(kTypes[i % 10], {numel}, n, i % 3, random, indexed)[0]));
+    const Types& types = i % 8 == 7 ? kNarrowTypes[i / 8 % 10] : kTypes[i % 10];
+    tensors.push_back(std::move(make(types, {numel}, n, i % 3, random, indexed)[0]));
   }
   return tensors;
 }
@@ -170,7 +171,7 @@ inline void set_gradients(const Tensors& tensors, Random* random) {
 inline double sum_of_history(const Tensor& t, int64_t n, int64_t e, const double* weights = nullptr) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const double stored = t.y.at(i * t.numel + e);
+    const double stored = t.stored(i, e);
     if (weights == nullptr) {
       sum += stored;
     } else {

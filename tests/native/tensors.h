@@ -11,6 +11,7 @@
 
 #include "asgd_kernel.h"
 #include "asgd_slots.h"
+#include "block_scale.h"
 #include "check.h"
 #include "half.h"
 
@@ -24,6 +25,7 @@
 namespace native_test {
 
 using paddle_asgd::DType;
+using paddle_asgd::History;
 
 // What only a damaged checkpoint can hold as a clock.
 constexpr int64_t kDamaged[] = {-1, -2, -1000003, INT64_MIN, INT64_MIN + 1, INT64_MAX, INT64_MAX - 1, int64_t{1} << 62};
@@ -55,11 +57,10 @@ class Random {
 // Elements of one type, `offset` elements behind 16-byte alignment. Before and behind lie guard bytes.
 class Buffer {
  public:
-  Buffer(DType dtype, int64_t count, int64_t offset = 0)
-      : dtype_(dtype),
-        size_(count * element()),
-        left_(kGuard + offset * element()),
-        bytes_(left_ + size_ + kGuard, kFill) {
+  // The second form is for elements that are not read as numbers.
+  Buffer(DType dtype, int64_t count, int64_t offset = 0) : Buffer(dtype, count, element(dtype), offset) {}
+  Buffer(DType dtype, int64_t count, size_t element, int64_t offset)
+      : dtype_(dtype), size_(count * element), left_(kGuard + offset * element), bytes_(left_ + size_ + kGuard, kFill) {
     ASAN_POISON_MEMORY_REGION(bytes_.data(), left_);
     ASAN_POISON_MEMORY_REGION(bytes_.data() + left_ + size_, kGuard);
     std::memset(begin(), 0, size_);
@@ -115,7 +116,8 @@ class Buffer {
     std::memcpy(&value, static_cast<const uint8_t*>(memory) + i * sizeof(S), sizeof(S));
     return value;
   }
-  size_t element() const { return dtype_ == DType::kFloat64 ? 8 : dtype_ == DType::kFloat32 ? 4 : 2; }
+  size_t element() const { return element(dtype_); }
+  static size_t element(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
   uint8_t* begin() const { return const_cast<uint8_t*>(bytes_.data()) + left_; }
 
   static constexpr size_t kGuard = 64;
@@ -132,6 +134,12 @@ struct Types {
   DType param;
   DType grad;
   bool master;
+  History history = History::kExact;
+  bool narrow() const { return history != History::kExact; }
+  // Bytes of a number in the history.
+  int64_t stored_size() const {
+    return narrow() ? narrow_size(history) : grad == DType::kFloat64 ? 8 : grad == DType::kFloat32 ? 4 : 2;
+  }
   DType compute() const { return param == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 };
 constexpr Types kTypes[] = {{"float32", DType::kFloat32, DType::kFloat32, false},
@@ -145,6 +153,24 @@ constexpr Types kTypes[] = {{"float32", DType::kFloat32, DType::kFloat32, false}
                             {"bfloat16 grad32", DType::kBFloat16, DType::kFloat32, false},
                             {"bfloat16 grad32 master", DType::kBFloat16, DType::kFloat32, true}};
 
+constexpr Types kNarrowTypes[] = {
+    {"float32, int16", DType::kFloat32, DType::kFloat32, false, History::kInt16},
+    {"float32, int8", DType::kFloat32, DType::kFloat32, false, History::kInt8},
+    {"float64, int16", DType::kFloat64, DType::kFloat64, false, History::kInt16},
+    {"float64, int8", DType::kFloat64, DType::kFloat64, false, History::kInt8},
+    {"float16, int8", DType::kFloat16, DType::kFloat16, false, History::kInt8},
+    {"float16 master, int16", DType::kFloat16, DType::kFloat16, true, History::kInt16},
+    {"float16 grad32 master, int8", DType::kFloat16, DType::kFloat32, true, History::kInt8},
+    {"bfloat16, int16", DType::kBFloat16, DType::kBFloat16, false, History::kInt16},
+    {"bfloat16 master, int8", DType::kBFloat16, DType::kBFloat16, true, History::kInt8},
+    {"bfloat16 grad32, int16", DType::kBFloat16, DType::kFloat32, false, History::kInt16}};
+
+inline std::vector<Types> every_types() {
+  std::vector<Types> types(std::begin(kTypes), std::end(kTypes));
+  types.insert(types.end(), std::begin(kNarrowTypes), std::end(kNarrowTypes));
+  return types;
+}
+
 // One parameter with gradient and state. Offsets differ between its buffers, so that none is aligned like another.
 struct Tensor {
   // `indexed`: with the clock of a step that is told its slot.
@@ -154,7 +180,8 @@ struct Tensor {
         param(types.param, numel, offset),
         grad(types.grad, numel, 2 * offset),
         d(types.compute(), numel, 3 * offset),
-        y(types.grad, n * numel, offset),
+        y(types.grad, n * numel, types.stored_size(), offset),
+        y_scale(DType::kFloat32, types.narrow() ? n * paddle_asgd::scale_blocks(numel) : 0, offset),
         master(DType::kFloat32, types.master ? numel : 0, 3 * offset),
         clock(DType::kFloat64, indexed ? paddle_asgd::clock_length(n) : 1, offset) {}
 
@@ -168,16 +195,37 @@ struct Tensor {
   const Buffer& weights() const { return types.master ? master : param; }
   int64_t* m() const { return static_cast<int64_t*>(clock.data()); }
   // Everything that a step may change: the elements, and the clock.
-  std::string elements() const { return param.bytes() + d.bytes() + y.bytes() + master.bytes(); }
+  std::string elements() const { return param.bytes() + d.bytes() + y.bytes() + y_scale.bytes() + master.bytes(); }
   std::string bytes() const { return elements() + clock.bytes(); }
+  // What a slot holds of an element: in this history, or in one of its size.
+  double stored(int64_t slot, int64_t e) const { return stored(y.data(), y_scale.data(), slot, e); }
+  double stored(const void* history, const void* scales, int64_t slot, int64_t e) const {
+    const int64_t at = slot * numel + e;
+    if (!types.narrow()) return Buffer::read(history, types.grad, at);
+    const int64_t block = slot * paddle_asgd::scale_blocks(numel) + e / paddle_asgd::kScaleBlock;
+    const float scale = static_cast<float>(Buffer::read(scales, DType::kFloat32, block));
+    int16_t wide = static_cast<const int8_t*>(history)[at * types.stored_size()];
+    if (types.history == History::kInt16) std::memcpy(&wide, static_cast<const int8_t*>(history) + 2 * at, 2);
+    return types.compute() == DType::kFloat64 ? paddle_asgd::from_stored<double>(wide, scale)
+                                              : paddle_asgd::from_stored<float>(wide, scale);
+  }
   paddle_asgd::TensorArgs args() {
-    return {param.data(), grad.data(), d.data(),  y.data(), m(), types.master ? master.data() : nullptr,
-            numel,        types.param, types.grad};
+    return {param.data(),
+            grad.data(),
+            d.data(),
+            y.data(),
+            static_cast<float*>(y_scale.data()),
+            m(),
+            types.master ? master.data() : nullptr,
+            numel,
+            types.param,
+            types.grad,
+            types.history};
   }
 
   Types types;
   int64_t numel;
-  Buffer param, grad, d, y, master;
+  Buffer param, grad, d, y, y_scale, master;
   Buffer clock;  // of int64, which are as wide as what the buffer takes them for
 };
 

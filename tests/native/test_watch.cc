@@ -82,7 +82,7 @@ template <typename T>
 void add_run(const Tensor& t, const Visit& visit, double divisor, int64_t begin, Sums* sums) {
   const T share = static_cast<T>(1 / divisor);
   for (int64_t e = begin; e < std::min(begin + kWatchRun, t.numel); ++e) {
-    const double g = t.grad.at(e), y_i = t.y.at(visit.slot * t.numel + e);
+    const double g = t.grad.at(e), y_i = t.stored(visit.slot, e);
     const double mean = static_cast<T>(t.d.at(e)) * share;
     sums->replaced += (g - y_i) * (g - y_i);
     sums->centred += (g - mean) * (g - mean);
@@ -157,7 +157,7 @@ void check_sums(const Types& types, const Mode& mode, int64_t n, const std::vect
 }
 
 void check_every_sum() {
-  for (const Types& types : kTypes) {
+  for (const Types& types : every_types()) {
     for (const Mode& mode : kModes) check_sums(types, mode, 3, {0, 1, 17, 0, 4099, 65, 0}, 12);
   }
   // 32 windows, each at every step; 36, every other in turn, with empty tensors between them.
