@@ -21,26 +21,42 @@ BAR = 1e-6
 
 
 class History:
-    """Some parameters that only take steps, by the native call alone: a million of them must not take long."""
+    """Some parameters that only take steps, by the native call alone: a million of them must not take long.
 
-    def __init__(self, count: int, size: int = SIZE) -> None:
-        self.params = [paddle.zeros([size]) for _ in range(count)]
-        self.d = [paddle.zeros([size]) for _ in range(count)]
-        self.y = [paddle.zeros([N, size]) for _ in range(count)]
-        self.m = [paddle.zeros([1], dtype="int64") for _ in range(count)]
+    Args:
+        kinds: the dtype of each parameter's history.
+        size: the number of elements of each.
+    """
+
+    def __init__(self, kinds: list[str], size: int = SIZE) -> None:
+        self.params = [paddle.zeros([size]) for _ in kinds]
+        self.d = [paddle.zeros([size]) for _ in kinds]
+        self.y = [paddle.zeros([N, size], kind) for kind in kinds]
+        self.y_scale = [paddle.zeros([N, -(-size // 128)]) for kind in kinds if kind != "float32"]
+        self.m = [paddle.zeros([1], dtype="int64") for _ in kinds]
 
     def step(self, grads: list[paddle.Tensor]) -> None:
-        native.asgd_update(self.params, grads, self.d, self.y, self.m, None, 0.001, 0.1)
+        native.asgd_update(self.params, grads, self.d, self.y, self.m, None, 0.001, 0.1, y_scale=self.y_scale)
+
+    def stored(self) -> list[np.ndarray]:
+        """What each history holds, in float64."""
+        scales = iter(self.y_scale)
+        return [y.numpy().astype(np.float64) if y.dtype == paddle.float32 else decode(y, next(scales)) for y in self.y]
 
     def drift(self) -> list[float]:
         """For each parameter the largest |d - sum(y)| / sum(|y|) of its elements."""
         result = []
-        for d, y in zip(self.d, self.y):
-            y64 = y.numpy().astype(np.float64)
+        for d, y in zip(self.d, self.stored()):
             with np.errstate(invalid="ignore"):
-                error = np.abs(d.numpy() - y64.sum(axis=0)) / np.abs(y64).sum(axis=0)
+                error = np.abs(d.numpy() - y.sum(axis=0)) / np.abs(y).sum(axis=0)
             result.append(np.nan_to_num(error, nan=np.inf).max())
         return result
+
+
+def decode(y: paddle.Tensor, scale: paddle.Tensor) -> np.ndarray:
+    """What a narrow history holds, rounded to float32 as the kernel rounds it."""
+    scales = np.repeat(scale.numpy(), 128, axis=1)[:, : y.shape[1]]
+    return (y.numpy().astype(np.float32) * scales).astype(np.float64)
 
 
 def pool(draw: Callable[[], np.ndarray], count: int = 1009) -> list[paddle.Tensor]:
@@ -57,16 +73,16 @@ def test_a_million_steps() -> None:
     random = np.random.default_rng(1)
     around_zero = pool(lambda: random.normal(0, 1, SIZE))
     one_sign = pool(lambda: random.normal(1, 0.1, SIZE))
-    pairs = [list(pair) for pair in zip(around_zero, one_sign)]
-    history = History(2)
-    worst = np.zeros(2)
+    fours = [[zero, one, zero, zero] for zero, one in zip(around_zero, one_sign)]
+    history = History(["float32", "float32", "int16", "int8"])
+    worst = np.zeros(4)
     for step in range(1_000_000):
-        history.step(pairs[step % 1009])
+        history.step(fours[step % 1009])
         if step % 9973 == 9972:
             worst = np.maximum(worst, history.drift())
-    assert [m.item() for m in history.m] == [1_000_000] * 2
+    assert [m.item() for m in history.m] == [1_000_000] * 4
     worst = np.maximum(worst, history.drift())
-    assert worst[0] <= BAR
+    assert worst[[0, 2, 3]].max() <= BAR
     assert worst[1] <= 5 * np.sqrt(N / 12) * 2.0**-23
 
 
@@ -76,9 +92,9 @@ def test_shrinking_gradients() -> None:
     grads = [
         paddle.to_tensor((random.normal(0, 1, SIZE) * s).astype("float32")) for s in np.geomspace(1e3, 1e-3, 20_000)
     ]
-    history = History(1)
+    history = History(["float32", "int16"])
     for step, grad in enumerate(grads):
-        history.step([grad])
+        history.step([grad] * 2)
         if step >= N and step % 97 == 0:
             assert max(history.drift()) <= BAR
     assert max(history.drift()) <= BAR
@@ -86,8 +102,8 @@ def test_shrinking_gradients() -> None:
 
 @pytest.mark.parametrize("bad", [1e30, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("start", [0, 350, 437])
-@pytest.mark.parametrize("size", [SIZE, LARGE])
-def test_what_entered_once_leaves_no_trace(bad: float, start: int, size: int) -> None:
+@pytest.mark.parametrize(("size", "kind"), [(SIZE, "float32"), (LARGE, "float32"), (SIZE, "int16"), (SIZE, "int8")])
+def test_what_entered_once_leaves_no_trace(bad: float, start: int, size: int, kind: str) -> None:
     """Its slot is overwritten n steps later, and after one refresh more the sum knows nothing of it.
 
     The large tensor's gradients are multiples of 1/4, whose sums are exact: nothing but a trace can be left.
@@ -95,7 +111,7 @@ def test_what_entered_once_leaves_no_trace(bad: float, start: int, size: int) ->
     random = np.random.default_rng(3)
     exact = size == LARGE
     grads = pool(lambda: random.integers(-8, 8, size) / 4 if exact else random.normal(0, 1, size), 101)
-    history = History(1, size)
+    history = History([kind], size)
     for step in range(start):
         history.step([grads[step % 101]])
     history.step([paddle.full([size], bad)])

@@ -31,6 +31,8 @@ MEASURED = [
     *(("resnet50", "float32", n) for n in (1, 8, 64, 1024)),
     *(("resnet50", "bfloat16", n) for n in (8, 64)),
     *((model, dtype, 8) for model in ("gpt2", "160x10000", "1000x64") for dtype in ("float32", "bfloat16")),
+    # float32 with a narrow history.
+    *((model, dtype, 8) for model in ("resnet50", "gpt2") for dtype in ("int16", "int8")),
     # Of a slot that does not begin at 16 bytes.
     *((str((1 << 27) + 1), dtype, 2) for dtype in ("float32", "bfloat16")),
     *((str(BILLION), "float32", n) for n in (2, 8, 24)),
@@ -41,7 +43,7 @@ BESIDE_TORCH = [
     *(f"{BILLION}/{dtype}/2" for dtype in ("float32", "bfloat16")),
 ]
 #: To try the programs where no GPU is.
-TINY = [("1000x64", "float32", 3), ("160x10000", "bfloat16", 2)]
+TINY = [("1000x64", "float32", 3), ("160x10000", "bfloat16", 2), ("4100", "int8", 2)]
 
 
 class Stage(NamedTuple):
@@ -104,7 +106,7 @@ def of(built: build.Built) -> Iterator[Stage]:
     metrics += "sm__warps_active.avg.pct_of_peak_sustained_active,sm__inst_issued.avg.pct_of_peak_sustained_active,"
     metrics += "launch__registers_per_thread,launch__occupancy_limit_registers,dram__bytes.sum"
     command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--metrics", metrics]
-    kernels = ["--kernel-name", "regex:step_tensors|move_bytes", "--launch-count", "80"]
+    kernels = ["--kernel-name", "regex:step_tensors|step_narrow_tensors|move_bytes", "--launch-count", "80"]
     yield Stage("ncu", [*command, *kernels, str(built.program("measure")), str(few)], 60)
 
 

@@ -5,12 +5,16 @@
 #include <atomic>
 #include <thread>
 
+#include "block_scale.h"
 #include "device.h"
 #include "driver.h"
 #include "fill.h"
 
 namespace gpu {
 namespace {
+
+using paddle_asgd::History;
+using paddle_asgd::TensorArgs;
 
 constexpr int64_t kN = 2;
 
@@ -74,16 +78,20 @@ struct Both {
   Memory device;
 };
 
-bool check(int64_t numel) {
-  Tally tally("2^31 + 1 elements");
+bool check(int64_t numel, History history) {
+  const bool narrow = history != History::kExact;
+  Tally tally(narrow ? "2^31 + 1 elements, history of int16" : "2^31 + 1 elements");
   tally.note("elements", std::to_string(numel));
   Both param("param", 2 * numel), grad("grad", 2 * numel), d("d", 4 * numel), y("y", 2 * kN * numel), m("m", 8);
+  Both y_scale("y_scale", narrow ? 4 * kN * paddle_asgd::scale_blocks(numel) : 4);
   param.draw(1);
   const auto args = [&](bool device) {
     const auto at = [&](const Both& both) -> void* { return device ? both.device.at() : both.host.at(); };
-    return std::vector<paddle_asgd::TensorArgs>{{at(param), at(grad), at(d), at(y), static_cast<int64_t*>(at(m)),
-                                                 nullptr, numel, paddle_asgd::DType::kBFloat16,
-                                                 paddle_asgd::DType::kBFloat16}};
+    TensorArgs t{};
+    t.param = at(param), t.grad = at(grad), t.d = at(d), t.y = at(y), t.m = static_cast<int64_t*>(at(m));
+    t.y_scale = narrow ? static_cast<float*>(at(y_scale)) : nullptr;
+    t.numel = numel, t.param_dtype = t.grad_dtype = paddle_asgd::DType::kBFloat16, t.history = history;
+    return std::vector<TensorArgs>{t};
   };
   const auto here = args(false), there = args(true);
   for (uint64_t k = 0; k < 3 * kN + 2; ++k) {
@@ -93,7 +101,8 @@ bool check(int64_t numel) {
     paddle_asgd::asgd_cpu(native_test::step_args(here, kN));
     CUDA(cudaDeviceSynchronize());
     if (k != 0 && k != 3 * kN + 1) continue;
-    for (const Both* both : {&param, &grad, &d, &y, &m}) both->compare("step " + std::to_string(k) + ": ", &tally);
+    for (const Both* both : {&param, &grad, &d, &y, &y_scale, &m})
+      both->compare("step " + std::to_string(k) + ": ", &tally);
   }
   return tally.report();
 }
@@ -103,5 +112,10 @@ bool check(int64_t numel) {
 
 int main(int argc, char** argv) {
   const int64_t numel = argc > 1 ? std::strtoll(argv[1], nullptr, 10) : (int64_t{1} << 31) + 1;
-  return gpu::check(numel) ? 0 : 1;
+  bool whole = true;
+  // One after the other: their memory does not fit twice.
+  for (const auto history : {paddle_asgd::History::kExact, paddle_asgd::History::kInt16}) {
+    whole &= gpu::check(numel, history);
+  }
+  return whole ? 0 : 1;
 }

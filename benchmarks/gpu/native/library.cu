@@ -12,9 +12,11 @@ extern "C" const char* take_step(int64_t count, void** param, void** grad, void*
   using paddle_asgd::DType;
   std::vector<paddle_asgd::TensorArgs> tensors;
   for (int64_t i = 0; i < count; ++i) {
-    tensors.push_back({param[i], grad[i], d[i], y[i], static_cast<int64_t*>(m[i]),
-                       master == nullptr ? nullptr : master[i], numel[i], static_cast<DType>(dtype),
-                       static_cast<DType>(dtype)});
+    paddle_asgd::TensorArgs t{};
+    t.param = param[i], t.grad = grad[i], t.d = d[i], t.y = y[i], t.m = static_cast<int64_t*>(m[i]);
+    t.master = master == nullptr ? nullptr : master[i];
+    t.numel = numel[i], t.param_dtype = t.grad_dtype = static_cast<DType>(dtype);
+    tensors.push_back(t);
   }
   paddle_asgd::StepArgs step{};
   step.tensors = tensors.data();

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "asgd_watch.h"
+#include "block_scale.h"
 #include "device.h"
 #include "floor.h"
 
@@ -17,6 +18,7 @@ namespace gpu {
 namespace {
 
 using paddle_asgd::DType;
+using paddle_asgd::History;
 using paddle_asgd::StepArgs;
 using paddle_asgd::TensorArgs;
 using Enqueue = std::function<void()>;
@@ -25,12 +27,18 @@ struct Case {
   std::string name, dtype;
   int64_t n, samples;
   std::vector<int64_t> sizes;
-  bool half() const { return dtype != "float32"; }
+  // int16 and int8: float32 with a narrow history.
+  bool half() const { return dtype == "bfloat16"; }
+  History history() const {
+    return dtype == "int16" ? History::kInt16 : dtype == "int8" ? History::kInt8 : History::kExact;
+  }
+  bool narrow() const { return history() != History::kExact; }
+  int64_t stored() const { return narrow() ? paddle_asgd::narrow_size(history()) : half() ? 2 : 4; }
   int64_t numel() const { return std::accumulate(sizes.begin(), sizes.end(), int64_t{0}); }
   // Gradient, y_i, d and weight are read; y_i, d and weight written, and with a master weight the parameter too.
-  int64_t moved() const { return numel() * (half() ? 24 : 28); }
+  int64_t moved() const { return numel() * (20 + 2 * stored()) + (narrow() ? numel() / 16 : 0); }
   // Of one element: parameter, gradient, d, master weight and history.
-  int64_t held() const { return half() ? 12 + 2 * n : 12 + 4 * n; }
+  int64_t held() const { return 12 + stored() * n; }
 };
 
 // The tensors of a case, in one piece of memory that is full of numbers.
@@ -50,16 +58,12 @@ class Tensors {
     const size_t item = c.half() ? 2 : 4;
     for (size_t i = 0; i < c.sizes.size(); ++i) {
       const size_t numel = c.sizes[i];
-      TensorArgs t{take(item * numel),
-                   take(item * numel),
-                   take(4 * numel),
-                   take(item * numel * c.n),
-                   clocks_.at<int64_t>(8 * i),
-                   nullptr,
-                   c.sizes[i],
-                   dtype,
-                   dtype};
+      TensorArgs t{};
+      t.param = take(item * numel), t.grad = take(item * numel), t.d = take(4 * numel);
+      t.y = take(c.stored() * numel * c.n), t.m = clocks_.at<int64_t>(8 * i);
+      t.numel = c.sizes[i], t.param_dtype = t.grad_dtype = dtype, t.history = c.history();
       if (c.half()) t.master = take(4 * numel);
+      if (c.narrow()) t.y_scale = reinterpret_cast<float*>(take(scales_of(c, numel)));
       args_.push_back(t);
     }
     step_.tensors = args_.data();
@@ -78,11 +82,14 @@ class Tensors {
   double* sum() const { return watch_.at<double>(); }
   static size_t bytes_of(const Case& c) {
     size_t total = 0;
-    for (const int64_t numel : c.sizes) total += 5 * 256 + numel * c.held();
+    for (const int64_t numel : c.sizes) total += 6 * 256 + numel * c.held() + scales_of(c, numel);
     return total;
   }
 
  private:
+  static size_t scales_of(const Case& c, int64_t numel) {
+    return c.narrow() ? 4 * c.n * paddle_asgd::scale_blocks(numel) : 0;
+  }
   static size_t padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
   static constexpr size_t kFilled = size_t{1} << 32;
   Memory memory_, clocks_, watch_;
@@ -170,7 +177,9 @@ void time_case(const Case& c) {
   clock.time("step", c.moved(), stream, step);
   clock.time("step with watch", c.moved(), stream, [&]() { succeed(paddle_asgd::asgd_cuda(watched, 0, stream)); });
   int64_t slot = 0;
-  clock.time("floor", c.moved(), stream, [&]() { CUDA(enqueue_floor(plain, slot = (slot + 1) % c.n, stream)); });
+  // A narrow history has no floor here; its copy of as many bytes is below.
+  if (!c.narrow())
+    clock.time("floor", c.moved(), stream, [&]() { CUDA(enqueue_floor(plain, slot = (slot + 1) % c.n, stream)); });
   clock.time("norm", c.numel() * 8, stream,
              [&]() { succeed(paddle_asgd::asgd_norm_cuda(plain, tensors.sum(), 0, stream)); });
   cudaGraph_t graph;
