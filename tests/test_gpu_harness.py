@@ -47,7 +47,8 @@ def test_replays_and_a_large_tensor(built: build.Built) -> None:
     assert code == 0, rows
     assert all(other == 0 for *_, other in rows[1]["tensors, watch, kernels, other nodes"])
     code, rows = rows_of(built.program("check_large"), "100003")
-    assert [(row["different"], row["compared"]) for row in rows] == [(0, 12), (0, 12)] and code == 0
+    assert code == 0, rows
+    assert [(row["different"], row["compared"]) for row in rows] == [(0, 12), (0, 12)]
 
 
 def test_averages(built: build.Built) -> None:
