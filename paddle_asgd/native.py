@@ -229,7 +229,9 @@ def watch_wants_a_look(watch: Any, threshold: float) -> bool:
     return _C.watch_wants_a_look(watch, threshold)
 
 
-def step_plan(parameters: list, trained: list, multipliers: list, lists: list[list], dictionaries: list) -> Any | None:
+def step_plan(
+    parameters: list, trained: list, multipliers: list, lists: list[list], dictionaries: list, partial_lists: int = 0
+) -> Any | None:
     """The plan of a step that is like the last one but for its gradients; None if there can be none. Dygraph only.
 
     Args:
@@ -240,9 +242,10 @@ def step_plan(parameters: list, trained: list, multipliers: list, lists: list[li
             another length with tensors that some of them have or all share.
         dictionaries: those that must hold the same objects at each step, each alone or in a pair with the keys that
             matter.
+        partial_lists: the number of lists at the end that may be shorter, because some of ``trained`` have no such tensor.
     """
     try:
-        return _C.StepPlan(parameters, tuple(trained), tuple(multipliers), tuple(lists), dictionaries)
+        return _C.StepPlan(parameters, tuple(trained), tuple(multipliers), tuple(lists), dictionaries, partial_lists)
     except ValueError:
         return None
 
@@ -391,19 +394,23 @@ def _append_operator(operator: str, order: tuple[str, ...], written: dict[str, A
     if in_pir_mode():
         given = {**written, **read}
         outputs = _C_ops._run_custom_op(operator, *(given[name] for name in order))
-        _drop_splits(outputs, len(written["params"]))
+        _drop_splits(outputs)
     else:
         _append_to_block(operator, written, read)
 
 
-def _drop_splits(outputs: list, length: int) -> None:
-    """Remove the operators that take each output's ``length`` tensors apart again: nothing reads these.
+def _drop_splits(outputs: list) -> None:
+    """Remove the operators that take the lists among an operator's outputs apart again: nothing reads their tensors.
 
     The executor's key to a program is the program's text, printed anew at every run, and this is an eighth of it.
     """
-    for value in outputs[::length]:
-        split = value.get_defining_op()
-        if split.name() == "builtin.split":
+    i = 0
+    while i < len(outputs):
+        split = outputs[i].get_defining_op()
+        is_list = split.name() == "builtin.split"
+        # Its results follow one another, and are gone with it.
+        i += split.num_results() if is_list else 1
+        if is_list:
             split.get_parent_block().remove_op(split)
 
 
