@@ -229,9 +229,7 @@ def watch_wants_a_look(watch: Any, threshold: float) -> bool:
     return _C.watch_wants_a_look(watch, threshold)
 
 
-def step_plan(
-    parameters: list, trained: list, multipliers: list, lists: list[list], dictionaries: list, partial_lists: int = 0
-) -> Any | None:
+def step_plan(parameters: list, trained: list, multipliers: list, lists: list[list], dictionaries: list) -> Any | None:
     """The plan of a step that is like the last one but for its gradients; None if there can be none. Dygraph only.
 
     Args:
@@ -242,10 +240,9 @@ def step_plan(
             another length with tensors that some of them have or all share.
         dictionaries: those that must hold the same objects at each step, each alone or in a pair with the keys that
             matter.
-        partial_lists: the number of lists at the end that may be shorter, because some of ``trained`` have no such tensor.
     """
     try:
-        return _C.StepPlan(parameters, tuple(trained), tuple(multipliers), tuple(lists), dictionaries, partial_lists)
+        return _C.StepPlan(parameters, tuple(trained), tuple(multipliers), tuple(lists), dictionaries)
     except ValueError:
         return None
 

@@ -55,12 +55,11 @@ class Shortcut(NamedTuple):
             return None
         if any(options.of(param).regularizer is not None for param in bucket.params):
             return None
-        made = [(entry, tensors) for entry, tensors in zip(layout, bucket.state) if tensors is not None]
-        partial = [tensors for entry, tensors in made if entry.partial]
-        lists = [bucket.params, *(tensors for entry, tensors in made if not entry.partial)]
-        lists += [*([] if bucket.masters is None else [bucket.masters]), *partial]
+        whole, partial = ([t for e, t in zip(layout, bucket.state) if e.partial == p] for p in (False, True))
+        # The lists that may be shorter come last.
+        lists = [tensors for tensors in (bucket.params, *whole, bucket.masters, *partial) if tensors is not None]
         multipliers = [_multiplier(param) for param in bucket.params]
-        plan = native.step_plan(parameters, bucket.params, multipliers, lists, dictionaries, len(partial))
+        plan = native.step_plan(parameters, bucket.params, multipliers, lists, dictionaries)
         return None if plan is None else cls(bucket._replace(grads=[]), plan)
 
 
