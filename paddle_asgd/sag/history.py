@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..arguments import BYTES, dtype_name, refuse_state, shown
+from ..arguments import BYTES, FLOATING, dtype_name, refuse_state, shown
 
 #: What ``history_dtype`` may be besides None; each takes less memory than the one before.
 HISTORY_DTYPES = ("int16", "int8")
@@ -121,11 +121,12 @@ def check_loaded_history(param: Any, history: Any, history_dtype: str | None) ->
     Raises:
         ValueError: the checkpoint's history is of another kind. Nothing has been loaded.
     """
+    name = dtype_name(history.dtype)
     received, expected = _narrow_name(history), narrow_dtype(param, history_dtype)
-    if received == expected or math.prod(param.shape) < SMALLEST:
-        return
+    if received == expected or math.prod(param.shape) < SMALLEST or name not in (*HISTORY_DTYPES, *FLOATING):
+        return  # or of no history at all, which is refused like any other entry
     refuse_state(
-        f"the history 'y' of parameter {param.name!r} is {dtype_name(history.dtype)}, expected "
+        f"the history 'y' of parameter {param.name!r} is {name}, expected "
         f"{expected or dtype_name(param.dtype)}, for the optimizer has history_dtype={history_dtype!r}; create it with "
         f"history_dtype={received!r}, as the state was made, or begin with an empty history"
     )
