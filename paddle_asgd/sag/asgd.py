@@ -78,11 +78,12 @@ class ASGD(FusedOptimizer):
             dygraph. In static graphs it means True only if a ``batch_index`` is used, because the watch adds a
             variable, which ``paddle.static.load`` does not find in files of Paddle's own optimizer.
         maximize: step along the gradient instead of against it; weight decay still makes the parameters smaller.
-        history_dtype: how the gradients are stored. None keeps them as they are. ``"int16"`` takes 16.25 bits for each
-            number and slot and is as good as float32 for float32 parameters. ``"int8"`` takes 8.25 bits and stops short
-            of the optimum, at about 1e-6 of the way, and closer with ``theta=1``. Each 128 numbers share a float32
-            scale. Tensors with fewer than 4,096 elements are stored as they are, and so is everything if a group has
-            None. It needs a ``batch_num`` of at least 2, and cannot change once there is a history.
+        history_dtype: how the gradients are stored. None keeps them exactly. ``"int16"`` takes 16.25 bits for each
+            number and slot, and loses nothing that float32 parameters could show. ``"int8"`` takes 8.25 bits; the loss
+            then stops falling at about 1e-6 of its first distance to the optimum, and lower with ``theta=1``. Every 128
+            consecutive numbers share a float32 scale. Tensors with fewer than 4,096 elements are stored exactly in any
+            case. A group's own value wins, even None. It needs a ``batch_num`` of at least 2, and cannot change once
+            there is a history.
 
     Raises:
         TypeError: an argument is of the wrong type, or a parameter is not real floating point.
@@ -347,7 +348,7 @@ class ASGD(FusedOptimizer):
         a callable ``theta`` depends.
 
         The tensors are the optimizer's own and change with its next step: save or copy them before that. Paddle's own
-        optimizer loads them unless a ``batch_index`` was used.
+        optimizer loads them unless a ``batch_index`` was used, or a ``history_dtype``.
         """
         return super().state_dict()
 
