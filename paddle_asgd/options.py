@@ -77,6 +77,7 @@ class ParameterOptions:
         self.groups = groups
         self._checked = [dict(group, params=list(group["params"])) for group in groups or ()]
         self._group_of = {param.name: group for group in groups or () for param in group["params"]}
+        self._checked_of = {param.name: group for group in self._checked for param in group["params"]}
 
     def edited(self) -> ParameterOptions | None:
         """Check the groups again if the user has edited them since they were checked.
@@ -129,14 +130,14 @@ class ParameterOptions:
 
     def further(self, param: Any, key: str, default: Any) -> Any:
         """A parameter's value of an option that only this optimizer has: its group's, even if that is None, or else
-        the optimizer's.
+        the optimizer's. An edit of a group counts once it has been checked, because state may depend on the value.
 
         Args:
             param: the parameter.
             key: the name of the option.
             default: the optimizer's value.
         """
-        return self._group_of.get(param.name, {}).get(key, default) if self._group_of else default
+        return self._checked_of.get(param.name, {}).get(key, default) if self._checked_of else default
 
     def clip_of(self, param: Any, default: Any) -> tuple[int | None, Any]:
         """Clip that acts on a parameter's gradient, and the group that it belongs to.

@@ -205,7 +205,7 @@ class ParameterState:
             tensor = held.get(entry.name)
             if tensor is not None:
                 found[entry.name] = math.prod(tensor.shape) * _BYTES[dtype_name(tensor.dtype)]
-            elif not held and entry.is_due(param):
+            elif entry.is_due(param):
                 dtype = _dtype_made(entry, param, expected_gradient(param))
                 found[entry.name] = math.prod(entry.shape(list(param.shape))) * _BYTES[dtype_name(dtype)]
         return found

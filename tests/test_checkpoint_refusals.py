@@ -85,16 +85,16 @@ BAD: dict[str, tuple] = {}
 for label, name, kind in (*((n, n, {}) for n in "dym"), ("narrow_y", "y", INT8), ("narrow_y_scale", "y_scale", INT8)):
     BAD.update(
         {
-            f"{label}_missing": (kind, missing(name), f"'{name}'", "third", "missing"),
+            f"{label}_missing": (kind, missing(name), f"entry '{name}'", "third", "missing"),
             f"{label}_shape": (
                 *(kind, entry(name, lambda v: paddle.zeros([7, 7], v.dtype))),
-                *(f"'{name}'", "third", "[7, 7]"),
+                *(f"entry '{name}'", "third", "[7, 7]"),
             ),
-            f"{label}_bool": (kind, entry(name, lambda v: v.astype("bool")), f"'{name}'", "third", "bool"),
-            f"{label}_none": (kind, entry(name, lambda v: None), f"'{name}'", "third", "None"),
-            f"{label}_list": (kind, entry(name, lambda v: v.tolist()), f"'{name}'", "third", "list"),
-            f"{label}_strings": (kind, entry(name, lambda v: np.array(["a"])), f"'{name}'", "third"),
-            f"{label}_cleared": (kind, entry(name, cleared), f"'{name}'", "third"),
+            f"{label}_bool": (kind, entry(name, lambda v: v.astype("bool")), f"entry '{name}'", "third", "bool"),
+            f"{label}_none": (kind, entry(name, lambda v: None), f"entry '{name}'", "third", "None"),
+            f"{label}_list": (kind, entry(name, lambda v: v.tolist()), f"entry '{name}'", "third", "list"),
+            f"{label}_strings": (kind, entry(name, lambda v: np.array(["a"])), f"entry '{name}'", "third"),
+            f"{label}_cleared": (kind, entry(name, cleared), f"entry '{name}'", "third"),
         }
     )
 for value in (4, paddle.to_tensor(4), np.int64(4), 3.5, "abc", [3]):

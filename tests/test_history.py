@@ -133,14 +133,18 @@ def test_narrow_and_exact_parameters_share_a_call(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.shortcut
-def test_they_share_a_plan() -> None:
-    problem = Quadratic(3, SHAPES)
-    params = problem.parameters()
-    optimizer = ASGD(0.1, 3, params, history_dtype="int8")
-    trained(optimizer, problem, params, range(2))
-    plan = optimizer._shortcut.plan
-    trained(optimizer, problem, params, range(2, 5))
-    assert optimizer._shortcut.plan is plan
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_they_share_a_plan(dtype: str) -> None:
+    params = [paddle.ones(shape, dtype) for shape in SHAPES]
+    optimizer = ASGD(0.1, 3, params, history_dtype="int8", multi_precision=True)
+    plans = []
+    for _ in range(4):
+        for param in params:
+            param.stop_gradient = False
+            param.grad = paddle.ones_like(param)
+        optimizer.step()
+        plans.append(optimizer._shortcut.plan)
+    assert all(plan is plans[0] for plan in plans)
 
 
 # ---- Groups ----------------------------------------------------------------------------------------------------------
@@ -179,25 +183,30 @@ def test_a_group_edited_before_its_first_step() -> None:
     assert forms(optimizer, params) == [("int16", (3, 32))]
 
 
-@pytest.mark.parametrize("change", ["int16", None, "gone"])
-def test_a_group_edited_later_is_refused(change: str | None) -> None:
+@pytest.mark.parametrize(
+    ("began", "change"), [("int8", "int16"), ("int8", None), ("int8", "gone"), (None, "int8"), (None, "int16")]
+)
+def test_a_group_edited_later_is_refused(began: str | None, change: str | None) -> None:
     """Nothing happens to the history, and the run goes on as it would have once the group is what it was."""
     runs = []
     for edited in (True, False):
         problem = Quadratic(3, SHAPES)
         params = problem.parameters()
-        optimizer = ASGD(0.1, 3, [{"params": params, "history_dtype": "int8"}])
+        optimizer = ASGD(0.1, 3, [{"params": params, "history_dtype": began}])
         before = trained(optimizer, problem, params, range(4))
         if edited:
             group = optimizer.param_groups[0]
             group.pop("history_dtype") if change == "gone" else group.update(history_dtype=change)
             problem.backward(4, params)
             kind = None if change == "gone" else change
-            pieces = [f"param_groups: received history_dtype={kind!r}", repr(params[0].name), "expected 'int8'"]
+            pieces = [f"param_groups: received history_dtype={kind!r}", repr(params[0].name), f"expected {began!r}"]
+            # An edit that has not been checked yet changes nothing.
+            assert [bits(state_of(optimizer, param, KEPT)) for param in params] == before
+            assert optimizer.gradient_norm() < np.inf
             assert_refused(optimizer.step, ValueError, pieces)
             assert [bits(state_of(optimizer, param, KEPT)) for param in params] == before
             optimizer.clear_grad()
-            group["history_dtype"] = "int8"
+            group["history_dtype"] = began
         runs.append(trained(optimizer, problem, params, range(4, 8)))
     assert runs[0] == runs[1]
 
