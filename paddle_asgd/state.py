@@ -142,6 +142,10 @@ class ParameterState:
         made = (tensor is not None or not entry.is_due(param) for entry, tensor in zip(self.layout, tensors))
         return tensors if all(made) else None
 
+    def held(self, param: Any, name: str) -> Any | None:
+        """The parameter's tensor of one entry as it is, even if options have since made the others incomplete."""
+        return self._optimizer._accumulators.get(self.key(name), {}).get(self._owner_name(param))
+
     def _owner_name(self, param: Any) -> str:
         """Name under which Paddle's dictionaries hold the parameter's state.
 

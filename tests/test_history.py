@@ -221,20 +221,26 @@ def test_a_bad_edit_is_refused() -> None:
     assert_refused(optimizer.step, ValueError, ["param_groups[0]['history_dtype']", "'int4'", EXPECTED])
 
 
-def test_a_parameter_that_leaves_and_comes_back() -> None:
-    """As it was; while it is gone nobody asks about its history."""
+@pytest.mark.parametrize(
+    ("default", "own", "back"),
+    [(None, "int8", {}), (None, "int8", {"history_dtype": "int16"}), ("int8", None, {}), ("int16", "int8", {})],
+)
+def test_a_parameter_that_leaves_and_comes_back(default: str | None, own: str | None, back: dict) -> None:
+    """As it was, or not at all; while it is gone nobody asks about its history."""
     problem = Quadratic(3, [[64, 64]] * 2)
     params = problem.parameters()
-    optimizer = ASGD(0.1, 3, [{"params": list(params), "history_dtype": "int8"}])
+    optimizer = ASGD(0.1, 3, [{"params": list(params), "history_dtype": own}], history_dtype=default)
     trained(optimizer, problem, params, range(2))
     del optimizer.param_groups[0]["params"][1]
     optimizer.param_groups[0]["weight_decay"] = 0.5
     problem.backward(2, params)
     optimizer.step()
     optimizer.clear_grad()
-    back = {"params": [params[1]]}
-    assert_refused(lambda: optimizer.add_param_group(back), ValueError, ["history_dtype=None", "expected 'int8'"])
-    optimizer.add_param_group({**back, "history_dtype": "int8"})
+    group = {"params": [params[1]], **back}
+    received = back.get("history_dtype", default)
+    pieces = [f"history_dtype={received!r}", f"expected {own!r}"]
+    assert_refused(lambda: optimizer.add_param_group(group), ValueError, pieces)
+    optimizer.add_param_group({**group, "history_dtype": own})
     trained(optimizer, problem, params, range(3, 5))
     assert [state_of(optimizer, param)["m"].item() for param in params] == [5, 4]
 

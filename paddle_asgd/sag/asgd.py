@@ -220,9 +220,9 @@ class ASGD(FusedOptimizer):
 
     def _check_options(self, options: ParameterOptions) -> None:
         for param in options.parameters:
-            tensors = self._state.named(param)
-            if tensors is not None:
-                check_kept_history(param, tensors["y"], self._history_dtype_of(param, options))
+            history = self._state.held(param, "y")
+            if history is not None:
+                check_kept_history(param, history, self._history_dtype_of(param, options))
 
     # ---- A step -----------------------------------------------------------------------------------------------------
 
