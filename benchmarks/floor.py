@@ -63,7 +63,7 @@ def bytes_only(optimizer: Any, params: list, batches: int) -> Callable[[], None]
     """A step that only moves the bytes of ``optimizer``'s step, in and out of the same memory, slot after slot."""
     tensors = (Tensor * len(params))()
     for tensor, param in zip(tensors, params):
-        d, y, *_ = optimizer._state.of(param)
+        d, y, _ = optimizer._state.of(param)
         master = optimizer._state.master_of(param)
         tensor.param, tensor.grad = param.data_ptr(), param.grad.data_ptr()
         tensor.d, tensor.y = d.data_ptr(), y.data_ptr()
