@@ -12,8 +12,9 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Collection, Iterable
-from typing import Any, NoReturn
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Callable, NoReturn
 
 import numpy as np
 import paddle
@@ -29,7 +30,7 @@ except ImportError:  # the name that it has in Paddle 2.6
 #: The dtypes that a parameter may have, and the bytes of one element.
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 FLOATING = tuple(BYTES)
-#: The options of a group.
+#: The options of a group of any optimizer.
 GROUP_KEYS = ("params", "weight_decay", "learning_rate", "grad_clip")
 #: Options of other optimizers and libraries, which a user would expect to have an effect, and their names here if they
 #: have one.
@@ -39,6 +40,11 @@ FOREIGN_GROUP_KEYS = {
         ("momentum", "beta1", "beta2", "betas", "epsilon", "eps", "nesterov", "maximize", "lambd", "alpha")
     ),
 }
+
+#: Checks of the further options that an optimizer's groups have, by their names: each takes the name with which an
+#: error begins and the value, and returns the value in the form the group keeps.
+GroupChecks = Mapping[str, Callable[[str, Any], Any]]
+NO_CHECKS: GroupChecks = MappingProxyType({})
 
 
 def dtype_name(dtype: Any) -> str:
@@ -279,12 +285,15 @@ def refuse_state(what: str) -> NoReturn:
     raise ValueError(f"set_state_dict: {what}. Nothing has been loaded.")
 
 
-def check_parameters(value: Any, reserved: Collection[str] = ()) -> tuple[list | None, list | None]:
+def check_parameters(
+    value: Any, reserved: Collection[str] = (), checks: GroupChecks = NO_CHECKS
+) -> tuple[list | None, list | None]:
     """Check the ``parameters`` of a constructor: a list of tensors, or a list of groups.
 
     Args:
         value: any iterable except a dict, a set or a string; None in static graph mode.
         reserved: options of the whole optimizer, which a group cannot have.
+        checks: the options that a group has besides ``GROUP_KEYS``.
 
     Returns:
         All parameters in one list, and checked copies of the groups, or None if there are no groups. Both are None if
@@ -317,55 +326,56 @@ def check_parameters(value: Any, reserved: Collection[str] = ()) -> tuple[list |
     if not isinstance(items[0], dict):
         _check_tensors("parameters", items, set())
         return items, None
-    groups = check_groups("parameters", items, reserved)
+    groups = check_groups("parameters", items, reserved, checks)
     flat = [param for group in groups for param in group["params"]]
     if not flat:
         raise ValueError(f"parameters: received {len(groups)} groups without a tensor, expected at least one tensor")
     return flat, groups
 
 
-def check_groups(argument: str, groups: Iterable, reserved: Collection[str] = ()) -> list[dict]:
+def check_groups(
+    argument: str, groups: Iterable, reserved: Collection[str] = (), checks: GroupChecks = NO_CHECKS
+) -> list[dict]:
     """Check parameter groups and return copies of them, in which ``params`` is a list and numbers are floats.
 
     Args:
         argument: the name of the list, such as ``param_groups``; an error begins with the place in it.
         groups: dicts with ``params`` and options.
         reserved: options of the whole optimizer, which a group cannot have.
+        checks: the options that a group has besides ``GROUP_KEYS``.
 
     Raises:
         TypeError: a group or something in it is of the wrong kind.
         ValueError: a parameter is in two groups, or a group has a bad key or option.
     """
     seen: set[str] = set()
-    return [_check_group(f"{argument}[{i}]", group, seen, reserved) for i, group in enumerate(groups)]
+    return [_check_group(f"{argument}[{i}]", group, seen, reserved, checks) for i, group in enumerate(groups)]
 
 
-def _check_group_key(argument: str, key: Any, reserved: Collection[str]) -> None:
+def _check_group_key(argument: str, key: Any, known: Collection[str], reserved: Collection[str]) -> None:
     """Refuse a key of a group that the user probably takes for an option.
 
     Paddle ignores unknown keys, so users keep notes of their own in groups. Refused are options of the whole optimizer,
-    options that other optimizers have, and what is spelt almost like one of ``GROUP_KEYS``.
+    options that other optimizers have, and what is spelt almost like one of the options in ``known``.
 
     Raises:
         TypeError: the key is not a string.
         ValueError: the key would be taken for an option; the error suggests the one that is meant, if it can be told.
     """
-    if key in GROUP_KEYS:
+    if key in known:
         return
-    expected = f"expected {', '.join(GROUP_KEYS)}, or a note of your own such as 'name'"
+    expected = f"expected {', '.join(known)}, or a note of your own such as 'name'"
     if not isinstance(key, str):
         raise TypeError(f"{argument}: received key {shown(key)}, {expected}")
     if key in reserved:
         raise ValueError(f"{argument}: received unknown key {key!r}, an option of the whole optimizer, {expected}")
-    meant = (
-        [FOREIGN_GROUP_KEYS[key]] if key in FOREIGN_GROUP_KEYS else difflib.get_close_matches(key, GROUP_KEYS, 1, 0.75)
-    )
+    meant = [FOREIGN_GROUP_KEYS[key]] if key in FOREIGN_GROUP_KEYS else difflib.get_close_matches(key, known, 1, 0.75)
     if meant:
         remedy = f"; did you mean {meant[0]!r}?" if meant[0] else ""
         raise ValueError(f"{argument}: received unknown key {key!r}, {expected}{remedy}")
 
 
-def _check_group(argument: str, group: Any, seen: set[str], reserved: Collection[str]) -> dict:
+def _check_group(argument: str, group: Any, seen: set[str], reserved: Collection[str], checks: GroupChecks) -> dict:
     """Check one parameter group and return a copy.
 
     Args:
@@ -373,11 +383,12 @@ def _check_group(argument: str, group: Any, seen: set[str], reserved: Collection
         group: what the user passed in that place.
         seen: names of the parameters of the groups before this one; this group's are added.
         reserved: options of the whole optimizer, which a group cannot have.
+        checks: the options that a group has besides ``GROUP_KEYS``.
     """
     if not isinstance(group, dict):
         raise TypeError(f"{argument}: received {type(group).__name__} in a list of groups, expected a dict")
     for key in group:
-        _check_group_key(argument, key, reserved)
+        _check_group_key(argument, key, (*GROUP_KEYS, *checks), reserved)
     if "params" not in group:
         raise ValueError(f"{argument}: received keys {list(group)}, expected 'params' among them")
     params = group["params"]
@@ -391,6 +402,9 @@ def _check_group(argument: str, group: Any, seen: set[str], reserved: Collection
     if "learning_rate" in group:
         rate, name = group["learning_rate"], f"{argument}['learning_rate']"
         copied["learning_rate"] = _one_element(name, rate) if is_tensor(rate) else check_number(name, rate)
+    for key, check in checks.items():
+        if key in group:
+            copied[key] = check(f"{argument}[{key!r}]", group[key])
     return copied
 
 

@@ -311,9 +311,11 @@ def _check_entries(kept: Kept, param: Any, loaded: _Loaded) -> None:
     if loaded.state:
         for entry in kept.state.layout:
             if entry.name not in loaded.state:
-                if entry.later:
+                if not entry.is_due(param):
                     continue
                 refuse_state(f"entry {entry.name!r} of parameter {param.name!r} is missing")
+            if entry.partial and not entry.is_due(param):
+                refuse_state(f"entry {entry.name!r} of parameter {param.name!r} is of no use to this optimizer")
             _check_tensor(param, entry, as_tensor(param.name, entry.name, loaded.state[entry.name]))
     wants_master = kept.state.has_master(param)
     if loaded.master is None:
@@ -343,15 +345,16 @@ def _check_tensor(param: Any, entry: StateTensor, value: Any) -> None:
             f"entry {entry.name!r} of parameter {param.name!r} has shape {list(value.shape)}, expected {shape}"
         )
     received = dtype_name(value.dtype)
-    if entry.dtype == "compute":
+    dtype = entry.dtype_of(param)
+    if dtype == "compute":
         allowed: tuple[str, ...] = FLOATING  # Paddle keeps 16 bits where we keep 32
-    elif entry.dtype == "gradient":
+    elif dtype == "gradient":
         allowed = gradient_dtypes(param)
     else:
-        allowed = (entry.dtype,)
+        allowed = (dtype,)
     if received not in allowed:
         refuse_state(f"entry {entry.name!r} of parameter {param.name!r} is {received}, expected {' or '.join(allowed)}")
-    if entry.dtype == "int64" and value.numel() and int(value.flatten()[0]) < 0:
+    if dtype == "int64" and value.numel() and int(value.flatten()[0]) < 0:
         refuse_state(
             f"entry {entry.name!r} of parameter {param.name!r} is {value.tolist()}, expected no negative count"
         )
@@ -372,7 +375,7 @@ def _copies(kept: Kept, param: Any, loaded: _Loaded, undo: list[Callable[[], Any
     state, calls = kept.state, []
     values = {name: as_tensor(param.name, name, value) for name, value in loaded.state.items()}
     if values:
-        dtypes = (values[entry.name].dtype for entry in state.layout if entry.dtype == "gradient")
+        dtypes = (values[entry.name].dtype for entry in state.layout if entry.dtype_of(param) == "gradient")
         state.of_step(param, next(dtypes, param.dtype), undo)
         for entry in state.layout:
             value = values.get(entry.name)
@@ -381,7 +384,7 @@ def _copies(kept: Kept, param: Any, loaded: _Loaded, undo: list[Callable[[], Any
                 continue
             tensor = state.entry_of(param, entry, undo)
             # A sum is converted to the dtype of the computation; other state keeps the checkpoint's dtype.
-            fits = entry.dtype == "compute" or tensor.dtype == value.dtype
+            fits = entry.dtype_of(param) == "compute" or tensor.dtype == value.dtype
             if fits and list(tensor.shape) == list(value.shape):
                 calls += _assignment(tensor, value)
             else:

@@ -21,14 +21,14 @@ from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
 from . import arguments, checkpoint
-from .arguments import dtype_name, is_tensor
+from .arguments import NO_CHECKS, GroupChecks, dtype_name, is_tensor
 from .caller import warn
 from .gradients import dense, native_form, shaped
 from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
 from .sharding import parts_group, with_copies, without_copies
 from .shortcut import Shortcut
-from .state import ParameterState, StateTensor, is_16_bit
+from .state import ParameterState, StateTensor, expected_gradient
 from .tracing import leave_trace
 from .uninterrupted import uninterrupted
 
@@ -53,6 +53,8 @@ class FusedOptimizer(Hooked, Optimizer):
         layout: the tensors that the optimizer keeps for each parameter.
         hyperparameters: those arguments of the subclass that the state depends on. A checkpoint holds them, and one
             with other values is refused.
+        maximize: whether steps go along the gradient.
+        group_checks: the options that a group has besides those of every optimizer, each with its check.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -76,12 +78,13 @@ class FusedOptimizer(Hooked, Optimizer):
         layout: tuple[StateTensor, ...],
         hyperparameters: dict[str, int | float],
         maximize: bool = False,
+        group_checks: GroupChecks = NO_CHECKS,
     ) -> None:
         learning_rate = arguments.check_learning_rate(learning_rate)
         weight_decay = arguments.check_weight_decay(weight_decay)
         grad_clip = arguments.check_grad_clip(grad_clip)
         reserved = inspect.signature(type(self)).parameters.keys() - {"name"}
-        flat, groups = arguments.check_parameters(parameters, reserved)
+        flat, groups = arguments.check_parameters(parameters, reserved, group_checks)
         super().__init__(
             # Paddle's constructor refuses a tensor, which its documentation allows.
             learning_rate=0.0 if is_tensor(learning_rate) else learning_rate,
@@ -100,7 +103,7 @@ class FusedOptimizer(Hooked, Optimizer):
         #: the list that this optimizer was given or made; a wrapper that divides the parameters replaces it
         self._own_list = self._parameter_list
         self._shortcut: Shortcut | None = None
-        self._take_options(ParameterOptions(groups, weight_decay, reserved))
+        self._take_options(ParameterOptions(groups, weight_decay, reserved, group_checks))
         self._state = ParameterState(self, layout, self._forget_shortcut)
         self._hyperparameters = hyperparameters
         #: for wrappers that call group by group: whether a call is the last of its step, and the first that updates
@@ -129,7 +132,8 @@ class FusedOptimizer(Hooked, Optimizer):
         """Take a step by a plan. For subclasses; without it every step goes the full way.
 
         Args:
-            plan: of the bucket's lists, the parameters first, then those of its state and the master weights.
+            plan: of the bucket's lists: the parameters, those of its state, the master weights, and last the lists of
+                partial entries.
             bucket: the same as in the last step, but for the gradients.
             rates: the learning rate and the weight decay.
             notes: functions of C that the native call makes behind the update.
@@ -163,19 +167,27 @@ class FusedOptimizer(Hooked, Optimizer):
             undo: gets the calls that undo changes of the optimizer, in case the checkpoint is refused later.
         """
 
-    def _check_parameters(self, parameters: list) -> None:
-        """Refuse parameters without state whose state there would be no room for. For subclasses."""
+    def _check_parameters(self, parameters: list, options: ParameterOptions) -> None:
+        """Refuse parameters without state whose state there would be no room for. For subclasses.
+
+        Args:
+            parameters: those whose state is still to be made.
+            options: of all parameters; of edited groups those that are about to be taken.
+        """
+
+    def _check_options(self, options: ParameterOptions) -> None:
+        """Refuse options of edited groups that the state which is there does not allow. For subclasses."""
 
     def _check_room(self) -> None:
         """Check the parameters of a constructor, or later those that are left when fleet has divided them."""
         self._room_unchecked = parts_group() is not None
         if not self._room_unchecked:
-            self._check_parameters(self._parameter_list or [])
+            self._check_parameters(self._parameter_list or [], self._options)
 
     def _check_room_of_part(self) -> None:
         """Make up for the check that the constructor has put off, before any state is made."""
         if self._room_unchecked:
-            self._check_parameters([p for p in self._parameter_list or [] if self._state.of(p) is None])
+            self._check_parameters([p for p in self._parameter_list or [] if self._state.of(p) is None], self._options)
             self._room_unchecked = False
 
     # ---- Groups -----------------------------------------------------------------------------------------------------
@@ -236,13 +248,14 @@ class FusedOptimizer(Hooked, Optimizer):
         options = self._options.edited()
         if options is None:
             return
+        self._check_options(options)
         before, after = ({id(p) for p in o.parameters} for o in (self._options, options))
         if before != after:
             self._refuse_where_divided()
         params = [p for p in self._parameter_list if id(p) in after or id(p) not in before]
         held = {id(p) for p in params}
         params += [p for p in options.parameters if id(p) not in held and id(p) not in before]
-        self._check_parameters([p for p in params if self._state.of(p) is None])
+        self._check_parameters([p for p in params if self._state.of(p) is None], options)
         # The order matters: after an interrupt between the two, the groups still count as edited.
         self._parameter_list[:] = params
         self._take_options(options)
@@ -359,7 +372,7 @@ class FusedOptimizer(Hooked, Optimizer):
         own = ("_parameter_list", "_multi_precision", "_first_part", "_grad_clip", "_accumulators", "_master_weights")
         seen = [(vars(self), (*own, "_auxiliary_vars")), (self._auxiliary_vars, ("found_inf",))]
         seen += self._state.dictionaries
-        self._shortcut = Shortcut.of(self._parameter_list, buckets, self._options, seen)
+        self._shortcut = Shortcut.of(self._parameter_list, buckets, self._options, self._state.layout, seen)
 
     def _forget_shortcut(self) -> None:
         """Send the next step the full way, because tensors that the shortcut holds are about to change."""
@@ -645,9 +658,7 @@ class FusedOptimizer(Hooked, Optimizer):
         self._check_room_of_part()
         for param in parameters:
             if self._state.of(param) is None and not param.stop_gradient:
-                # If fleet keeps float32 gradients beside 16-bit parameters, the history stores those.
-                wide = is_16_bit(param) and hasattr(param, "main_grad")
-                self._state.create(param, paddle.float32 if wide else param.dtype)
+                self._state.create(param, expected_gradient(param))
 
     def state_dict(self) -> dict[str, Any]:
         """All state by the names that Paddle gives it, and the hyperparameters that it depends on.

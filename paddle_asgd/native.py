@@ -391,19 +391,23 @@ def _append_operator(operator: str, order: tuple[str, ...], written: dict[str, A
     if in_pir_mode():
         given = {**written, **read}
         outputs = _C_ops._run_custom_op(operator, *(given[name] for name in order))
-        _drop_splits(outputs, len(written["params"]))
+        _drop_splits(outputs)
     else:
         _append_to_block(operator, written, read)
 
 
-def _drop_splits(outputs: list, length: int) -> None:
-    """Remove the operators that take each output's ``length`` tensors apart again: nothing reads these.
+def _drop_splits(outputs: list) -> None:
+    """Remove the operators that take the lists among an operator's outputs apart again: nothing reads their tensors.
 
     The executor's key to a program is the program's text, printed anew at every run, and this is an eighth of it.
     """
-    for value in outputs[::length]:
-        split = value.get_defining_op()
-        if split.name() == "builtin.split":
+    i = 0
+    while i < len(outputs):
+        split = outputs[i].get_defining_op()
+        is_list = split.name() == "builtin.split"
+        # Its results follow one another, and are gone with it.
+        i += split.num_results() if is_list else 1
+        if is_list:
             split.get_parent_block().remove_op(split)
 
 

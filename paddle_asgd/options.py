@@ -15,7 +15,7 @@ import paddle
 from paddle.base.framework import in_dygraph_mode
 from paddle.regularizer import WeightDecayRegularizer
 
-from .arguments import check_groups, check_number, is_tensor
+from .arguments import NO_CHECKS, GroupChecks, check_groups, check_number, is_tensor
 from .state import ParameterState, state_guard
 
 #: Parameters, each with its gradient.
@@ -27,7 +27,8 @@ class Bucket(NamedTuple):
 
     params: list
     grads: list
-    #: for each entry of the layout a list of tensors; None if these parameters do not have the entry yet
+    #: for each entry of the layout a list of tensors; None if none of these parameters has the entry. The list of a
+    #: partial entry is shorter than ``params`` if some of them never have it
     state: tuple[list | None, ...]
     masters: list | None
     #: what these parameters share: the multiplier of the learning rate, and the weight decay
@@ -59,15 +60,24 @@ class ParameterOptions:
             edit them in place later.
         weight_decay: the optimizer's: None, a number, a tensor or a regularizer.
         reserved: names of the options of the whole optimizer, which a group cannot have.
+        checks: the options that a group of this optimizer has besides those of every optimizer.
     """
 
-    def __init__(self, groups: list[dict] | None, weight_decay: Any, reserved: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        groups: list[dict] | None,
+        weight_decay: Any,
+        reserved: Collection[str] = (),
+        checks: GroupChecks = NO_CHECKS,
+    ) -> None:
         self._weight_decay = weight_decay
         self._reserved = reserved
+        self._checks = checks
         #: None without groups; the user may have edited them since they were checked
         self.groups = groups
         self._checked = [dict(group, params=list(group["params"])) for group in groups or ()]
         self._group_of = {param.name: group for group in groups or () for param in group["params"]}
+        self._checked_of = {param.name: group for group in self._checked for param in group["params"]}
 
     def edited(self) -> ParameterOptions | None:
         """Check the groups again if the user has edited them since they were checked.
@@ -80,14 +90,14 @@ class ParameterOptions:
         """
         if self.groups is None or _same_groups(self.groups, self._checked):
             return None
-        checked = check_groups("param_groups", self.groups, self._reserved)
+        checked = check_groups("param_groups", self.groups, self._reserved, self._checks)
         for group, copy in zip(self.groups, checked):
             group.update(copy)
         return self.of_groups(self.groups)
 
     def of_groups(self, groups: list[dict]) -> ParameterOptions:
         """Options by other groups, which have been checked, with the optimizer's own defaults."""
-        return ParameterOptions(groups, self._weight_decay, self._reserved)
+        return ParameterOptions(groups, self._weight_decay, self._reserved, self._checks)
 
     @property
     def parameters(self) -> list:
@@ -117,6 +127,17 @@ class ParameterOptions:
         if isinstance(decay, WeightDecayRegularizer):
             return Options(multiplier, 0.0, decay)
         return Options(multiplier, 0.0 if decay is None else decay, None)
+
+    def further(self, param: Any, key: str, default: Any) -> Any:
+        """A parameter's value of an option that only this optimizer has: its group's, even if that is None, or else
+        the optimizer's. An edit of a group counts once it has been checked, because state may depend on the value.
+
+        Args:
+            param: the parameter.
+            key: the name of the option.
+            default: the optimizer's value.
+        """
+        return self._checked_of.get(param.name, {}).get(key, default) if self._checked_of else default
 
     def clip_of(self, param: Any, default: Any) -> tuple[int | None, Any]:
         """Clip that acts on a parameter's gradient, and the group that it belongs to.
@@ -162,7 +183,8 @@ def sort_into_buckets(
             if not in_dygraph_mode() and 0 in param.shape:
                 # An executor takes a list with an empty tensor in it for no list, and would leave all masters out.
                 master = None
-            made = tuple(tensor is not None for tensor in tensors)
+            # What some parameters never have does not divide them: its list is shorter than the others.
+            made = tuple(tensor is not None or not e.later for e, tensor in zip(state.layout, tensors))
             key = (*(id(o) if is_tensor(o) else o for o in own[:2]), master is None, made)
             bucket = buckets.get(key)
             if bucket is None:
@@ -170,13 +192,13 @@ def sort_into_buckets(
                 bucket = Bucket([], [], lists, None if master is None else [], *own[:2])
                 buckets[key] = bucket
             bucket.params.append(param)
-            bucket.grads.append(state.stored_form(tensors, grad))
+            bucket.grads.append(state.stored_form(param, tensors, grad))
             for values, value in zip(bucket.state, tensors):
                 if value is not None:
                     values.append(value)
             if master is not None:
                 bucket.masters.append(master)
-    return list(buckets.values())
+    return [bucket._replace(state=tuple(values or None for values in bucket.state)) for bucket in buckets.values()]
 
 
 def _same_groups(groups: list[dict], checked: list[dict]) -> bool:

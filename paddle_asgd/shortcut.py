@@ -8,11 +8,13 @@ least doubt it refuses, and the step goes the full way.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import native
 from .arguments import is_tensor
 from .options import Bucket, ParameterOptions
+from .state import StateTensor
 
 
 class Shortcut(NamedTuple):
@@ -27,7 +29,12 @@ class Shortcut(NamedTuple):
 
     @classmethod
     def of(
-        cls, parameters: list, buckets: list[Bucket], options: ParameterOptions, dictionaries: list
+        cls,
+        parameters: list,
+        buckets: list[Bucket],
+        options: ParameterOptions,
+        layout: Sequence[StateTensor],
+        dictionaries: list,
     ) -> Shortcut | None:
         """Make a shortcut from a full step; None where it could be wrong.
 
@@ -36,6 +43,7 @@ class Shortcut(NamedTuple):
             buckets: what the step updated.
             options: the parameters' options. There is no shortcut with groups, which may be edited, or with
                 regularizers.
+            layout: the entries of a bucket's state.
             dictionaries: what must be as it is at the next step (``native.step_plan``).
         """
         if len(buckets) != 1 or options.has_groups:
@@ -47,7 +55,9 @@ class Shortcut(NamedTuple):
             return None
         if any(options.of(param).regularizer is not None for param in bucket.params):
             return None
-        lists = [tensors for tensors in (bucket.params, *bucket.state, bucket.masters) if tensors is not None]
+        whole, partial = ([t for e, t in zip(layout, bucket.state) if e.partial == p] for p in (False, True))
+        # The lists that may be shorter come last.
+        lists = [tensors for tensors in (bucket.params, *whole, bucket.masters, *partial) if tensors is not None]
         multipliers = [_multiplier(param) for param in bucket.params]
         plan = native.step_plan(parameters, bucket.params, multipliers, lists, dictionaries)
         return None if plan is None else cls(bucket._replace(grads=[]), plan)

@@ -6,6 +6,7 @@ Creates, finds and drops them, and the float32 master weights of 16-bit paramete
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable, NamedTuple
@@ -15,7 +16,7 @@ import paddle
 from paddle.base.framework import dygraph_guard_if_declarative, in_dygraph_mode
 from paddle.optimizer import Optimizer
 
-from .arguments import dtype_name
+from .arguments import BYTES, dtype_name
 from .caller import warn
 
 
@@ -29,16 +30,29 @@ class StateTensor(NamedTuple):
     """
 
     name: str
-    #: "compute" (float32, and float64 for float64 parameters), "gradient" (the gradients' dtype), or a dtype's name
-    dtype: str
+    #: "compute" (float32, and float64 for float64 parameters), "gradient" (the gradients' dtype), or a dtype's name; or
+    #: a function from a parameter to one of these
+    dtype: str | Callable[[Any], str | None]
     #: a function from the parameter's shape to the shape of this tensor
     shape: Callable[[list[int]], list[int]]
     #: whether its first element, an int64, counts the parameter's steps; 0 in a checkpoint means that there were none
     counts_steps: bool = False
     #: whether it is made later, by ``ParameterState.entry_of``, and not with the others before the first step
     later: bool = False
+    #: whether some parameters never have it: those for which the function ``dtype`` returns None
+    partial: bool = False
+
+    def dtype_of(self, param: Any) -> str | None:
+        """What ``dtype`` says of one parameter; None if the parameter never has this tensor."""
+        return self.dtype(param) if callable(self.dtype) else self.dtype
+
+    def is_due(self, param: Any) -> bool:
+        """Whether the parameter has this tensor from its first step on."""
+        return not self.later and not (self.partial and self.dtype_of(param) is None)
 
 
+#: Bytes of an element of every dtype that state may have.
+_BYTES = {**BYTES, "int8": 1, "int16": 2, "int64": 8}
 #: Each of them may be what the user or a wrapper calls for a step in dygraph; some call others.
 WAYS_TO_A_STEP = ("step", "minimize", "_apply_optimize")
 
@@ -119,14 +133,18 @@ class ParameterState:
     def of(self, param: Any) -> list | None:
         """The parameter's tensors in the order of the layout; None before its first step.
 
-        An entry that is made later is None until then. Tensors that an interrupt has left incomplete count as none, and
-        ``create`` makes all of them again.
+        An entry that is made later is None until then, and one that the parameter never has stays None. Tensors that an
+        interrupt has left incomplete count as none, and ``create`` makes all of them again.
         """
         owner = self._owner_name(param)
         accumulators = self._optimizer._accumulators
         tensors = [accumulators.get(self.key(entry.name), {}).get(owner) for entry in self.layout]
-        made = (tensor is not None or entry.later for entry, tensor in zip(self.layout, tensors))
+        made = (tensor is not None or not entry.is_due(param) for entry, tensor in zip(self.layout, tensors))
         return tensors if all(made) else None
+
+    def held(self, param: Any, name: str) -> Any | None:
+        """The parameter's tensor of one entry as it is, even if options have since made the others incomplete."""
+        return self._optimizer._accumulators.get(self.key(name), {}).get(self._owner_name(param))
 
     def _owner_name(self, param: Any) -> str:
         """Name under which Paddle's dictionaries hold the parameter's state.
@@ -157,7 +175,7 @@ class ParameterState:
         if master is None and is_16_bit(param):
             self._warn_of_16_bit(param)
         for entry in self.layout:
-            if not entry.later:
+            if entry.is_due(param):
                 self._make(param, entry, gradient_dtype)
         self._created[param.name] = param
         return self.of(param)
@@ -171,14 +189,30 @@ class ParameterState:
             gradient_dtype: what replaces "gradient" as the dtype of an entry.
         """
         master = self.held_master(param)
-        compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
         return self._optimizer._add_accumulator(
             entry.name,
             param if master is None or self._owner_name(param) == param.name else master,
-            dtype={"compute": compute, "gradient": gradient_dtype}.get(entry.dtype, entry.dtype),
+            dtype=_dtype_made(entry, param, gradient_dtype),
             shape=entry.shape(list(param.shape)),
             device=_device_of(param),
         )
+
+    def bytes_of(self, param: Any) -> dict[str, int]:
+        """Bytes of each entry of the layout, by its name, that the parameter has or will have from its first step on.
+
+        Args:
+            param: the parameter. Before its first step its gradients are taken to be those of ``expected_gradient``.
+        """
+        held = self.named(param) or {}
+        found = {}
+        for entry in self.layout:
+            tensor = held.get(entry.name)
+            if tensor is not None:
+                found[entry.name] = math.prod(tensor.shape) * _BYTES[dtype_name(tensor.dtype)]
+            elif entry.is_due(param):
+                dtype = _dtype_made(entry, param, expected_gradient(param))
+                found[entry.name] = math.prod(entry.shape(list(param.shape))) * _BYTES[dtype_name(dtype)]
+        return found
 
     def entry_of(self, param: Any, entry: StateTensor, undo: list[Callable[[], Any]]) -> Any:
         """One tensor of a parameter that has state; made first if it is an entry that comes later.
@@ -287,14 +321,15 @@ class ParameterState:
         for call in self.dropping(param):
             call()
 
-    def stored_form(self, state: list, grad: Any) -> Any:
+    def stored_form(self, param: Any, state: list, grad: Any) -> Any:
         """Gradient in the dtype of its history, if that is the wider one because the parameter has become 16-bit since.
 
         Args:
-            state: the parameter's tensors, as ``of`` returns them.
+            param: the parameter.
+            state: its tensors, as ``of`` returns them.
             grad: its gradient.
         """
-        dtypes = (tensor.dtype for entry, tensor in zip(self.layout, state) if entry.dtype == "gradient")
+        dtypes = (tensor.dtype for entry, tensor in zip(self.layout, state) if entry.dtype_of(param) == "gradient")
         stored = next(dtypes, grad.dtype)
         if stored == grad.dtype or dtype_name(stored) != "float32" or not is_16_bit(grad):
             return grad
@@ -334,6 +369,26 @@ class ParameterState:
 def state_guard() -> Any:
     """Context in which state is made as dygraph tensors, even while a whole step is traced to a static graph."""
     return nullcontext() if in_dygraph_mode() else dygraph_guard_if_declarative()
+
+
+def _dtype_made(entry: StateTensor, param: Any, gradient_dtype: Any) -> Any:
+    """The dtype with which a parameter's tensor of an entry is made.
+
+    Args:
+        entry: the entry of the layout.
+        param: the parameter.
+        gradient_dtype: the dtype of its gradients.
+    """
+    dtype = entry.dtype_of(param)
+    compute = "float64" if dtype_name(param.dtype) == "float64" else "float32"
+    return {"compute": compute, "gradient": gradient_dtype}.get(dtype, dtype)
+
+
+def expected_gradient(param: Any) -> Any:
+    """The dtype that a parameter's first gradient is to have: where fleet keeps float32 gradients beside 16-bit
+    parameters, the history stores those.
+    """
+    return paddle.float32 if is_16_bit(param) and hasattr(param, "main_grad") else param.dtype
 
 
 def _device_of(param: Any) -> str | None:

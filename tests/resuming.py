@@ -15,6 +15,8 @@ from paddle_asgd import ASGD
 
 #: Two of one shape, so that state which goes to the wrong one of them does not show in its shape.
 SHAPES = [[3, 2], [257], [3, 2], []]
+#: Likewise, with two whose history can be narrow.
+NARROW_SHAPES = [[3, 2741], [257], [3, 2741], []]
 #: After how many steps a run is saved, and how many it takes in all.
 STOP, END = 4, 11
 
@@ -22,10 +24,12 @@ STOP, END = 4, 11
 class Run:
     """A training of four parameters over three batches, with all that a checkpoint must carry."""
 
-    def __init__(self, dtype: str = "float32", gradient: str = "", schedule: bool = False, **options: Any) -> None:
-        self.problem = Quadratic(batches=3, shapes=SHAPES)
+    def __init__(
+        self, dtype: str = "float32", gradient: str = "", schedule: bool = False, shapes: Any = SHAPES, **options: Any
+    ) -> None:
+        self.problem = Quadratic(batches=3, shapes=shapes)
         zero = paddle.nn.initializer.Constant(0.0)
-        self.params = [paddle.create_parameter(s, dtype, default_initializer=zero) for s in SHAPES]
+        self.params = [paddle.create_parameter(s, dtype, default_initializer=zero) for s in shapes]
         for param, value in zip(self.params, self.problem.start):
             param.set_value(paddle.to_tensor(value).astype(dtype))
         self.dtype, self.gradient = dtype, gradient or dtype
@@ -52,7 +56,7 @@ class Run:
         saved = self.optimizer.state_dict()
         masters = [saved["master_weights"][p.name] for p in self.params if p.name in saved.get("master_weights", {})]
         return [
-            [bits(state_of(self.optimizer, p)) for p in self.params],
+            [bits(state_of(self.optimizer, p, ("d", "y", "y_scale", "m"))) for p in self.params],
             [master.numpy().tobytes() for master in masters],
             self.optimizer.get_lr(),
         ]

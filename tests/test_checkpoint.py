@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 import pytest
 from refusing import assert_refused
-from resuming import BY_ORDER, END, SHAPES, STOP, Run, one_warning
+from resuming import BY_ORDER, END, NARROW_SHAPES, SHAPES, STOP, Run, one_warning
 
 from paddle_asgd import ASGD
 
@@ -27,6 +27,11 @@ KINDS = {
     "float16_masters": {"dtype": "float16", "multi_precision": True},
     "bfloat16_masters": {"dtype": "bfloat16", "multi_precision": True, "schedule": True},
     "bfloat16_masters_float32_gradients": {"dtype": "bfloat16", "gradient": "float32", "multi_precision": True},
+    "int16_history": {"shapes": NARROW_SHAPES, "history_dtype": "int16", "schedule": True},
+    "int8_history_bfloat16_masters": {
+        **{"shapes": NARROW_SHAPES, "history_dtype": "int8", "dtype": "bfloat16", "multi_precision": True},
+        "gradient": "float32",
+    },
 }
 sixteen_bits = pytest.mark.filterwarnings("ignore:.*is rounded to it after every step")
 
@@ -49,21 +54,22 @@ def test_resume(kind: str, return_numpy: bool, by_order: bool, tmp_path: Path) -
     assert resumed.history(range(STOP, END)) == straight.history(range(STOP, END))
 
 
-def resume_and_report(folder: str) -> None:
+def resume_and_report(folder: str, kind: str) -> None:
     """The second half of the test below; runs in another process."""
-    run = Run(**KINDS["bfloat16_masters"])
+    run = Run(**KINDS[kind])
     for param, saved in zip(run.params, paddle.load(f"{folder}/params")):
         param.set_value(saved)
     run.optimizer.set_state_dict(paddle.load(f"{folder}/state.pdopt"))
     Path(folder, "history").write_bytes(pickle.dumps(run.history(range(STOP, END))))
 
 
-def test_resume_in_another_process(tmp_path: Path) -> None:
-    run = Run(**KINDS["bfloat16_masters"])
+@pytest.mark.parametrize("kind", ["bfloat16_masters", "int8_history_bfloat16_masters"])
+def test_resume_in_another_process(kind: str, tmp_path: Path) -> None:
+    run = Run(**KINDS[kind])
     run.train(range(STOP))
     paddle.save(run.optimizer.state_dict(), str(tmp_path / "state.pdopt"))
     paddle.save(run.params, str(tmp_path / "params"))
-    code = f"import test_checkpoint; test_checkpoint.resume_and_report({str(tmp_path)!r})"
+    code = f"import test_checkpoint; test_checkpoint.resume_and_report({str(tmp_path)!r}, {kind!r})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True)
     assert pickle.loads((tmp_path / "history").read_bytes()) == run.history(range(STOP, END))
 
@@ -81,6 +87,16 @@ def test_names() -> None:
     names = [f"{p.name}_fp32_master_0_mine_{s}_0" for p in run.params for s in "dym"]
     assert set(run.optimizer.state_dict()) == {*names, "batch_num", "master_weights"}
     assert set(run.optimizer.state_dict()["master_weights"]) == {p.name for p in run.params}
+
+
+def test_names_of_a_narrow_history() -> None:
+    """Scales beside the history, of those parameters alone that have one."""
+    with paddle.utils.unique_name.guard():
+        run = Run("float16", multi_precision=True, name="mine", shapes=NARROW_SHAPES, history_dtype="int8")
+        run.train([0])
+    entries = {param.name: ["d", "y", "m", *["y_scale"] * (len(param.shape) == 2)] for param in run.params}
+    names = [f"{param}_fp32_master_0_mine_{entry}_0" for param, held in entries.items() for entry in held]
+    assert set(run.optimizer.state_dict()) == {*names, "batch_num", "master_weights"}
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["from_second", "from_first"])

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable
 
 import numpy as np
 import paddle
 import pytest
 from refusing import assert_refused, table
-from resuming import BY_ORDER, STOP, Run, one_warning
+from resuming import BY_ORDER, NARROW_SHAPES, STOP, Run, one_warning
 
 from paddle_asgd import ASGD
 
 
 def key_of(state: dict, run: Run, name: str) -> str:
     """The entry of the third parameter, so that two might have been written before it is looked at."""
-    (key,) = [key for key in state if key.startswith(run.params[2].name + "_") and f"_{name}_" in key]
+    pattern = re.compile(rf"{re.escape(run.params[2].name)}_(.+_)?{name}_\d+")
+    (key,) = [key for key in state if pattern.fullmatch(key)]
     return key
 
 
@@ -74,19 +76,25 @@ def cleared(tensor: paddle.Tensor) -> paddle.Tensor:
     return tensor
 
 
+EXACT = {"shapes": NARROW_SHAPES}
+INT8 = {"shapes": NARROW_SHAPES, "history_dtype": "int8"}
+INT16 = {"shapes": NARROW_SHAPES, "history_dtype": "int16"}
 MASTERS = {"dtype": "float16", "multi_precision": True}
 SCHEDULED = {"schedule": True}
 BAD: dict[str, tuple] = {}
-for name in "dym":
+for label, name, kind in (*((n, n, {}) for n in "dym"), ("narrow_y", "y", INT8), ("narrow_y_scale", "y_scale", INT8)):
     BAD.update(
         {
-            f"{name}_missing": ({}, missing(name), f"'{name}'", "third", "missing"),
-            f"{name}_shape": ({}, entry(name, lambda v: paddle.zeros([7, 7], v.dtype)), f"'{name}'", "third", "[7, 7]"),
-            f"{name}_bool": ({}, entry(name, lambda v: v.astype("bool")), f"'{name}'", "third", "bool"),
-            f"{name}_none": ({}, entry(name, lambda v: None), f"'{name}'", "third", "None"),
-            f"{name}_list": ({}, entry(name, lambda v: v.tolist()), f"'{name}'", "third", "list"),
-            f"{name}_strings": ({}, entry(name, lambda v: np.array(["a"])), f"'{name}'", "third"),
-            f"{name}_cleared": ({}, entry(name, cleared), f"'{name}'", "third"),
+            f"{label}_missing": (kind, missing(name), f"entry '{name}'", "third", "missing"),
+            f"{label}_shape": (
+                *(kind, entry(name, lambda v: paddle.zeros([7, 7], v.dtype))),
+                *(f"entry '{name}'", "third", "[7, 7]"),
+            ),
+            f"{label}_bool": (kind, entry(name, lambda v: v.astype("bool")), f"entry '{name}'", "third", "bool"),
+            f"{label}_none": (kind, entry(name, lambda v: None), f"entry '{name}'", "third", "None"),
+            f"{label}_list": (kind, entry(name, lambda v: v.tolist()), f"entry '{name}'", "third", "list"),
+            f"{label}_strings": (kind, entry(name, lambda v: np.array(["a"])), f"entry '{name}'", "third"),
+            f"{label}_cleared": (kind, entry(name, cleared), f"entry '{name}'", "third"),
         }
     )
 for value in (4, paddle.to_tensor(4), np.int64(4), 3.5, "abc", [3]):
@@ -108,6 +116,11 @@ BAD.update(
         "y_float64": ({}, entry("y", lambda v: v.astype("float64")), "'y'", "third", "float64", "float32"),
         "y_float16": ({}, entry("y", lambda v: v.astype("float16")), "'y'", "third", "float16", "float32"),
         "y_bfloat16_for_float16": (MASTERS, entry("y", lambda v: v.astype("bfloat16")), "'y'", "third", "bfloat16"),
+        "y_scale_float64": (INT8, entry("y_scale", lambda v: v.astype("float64")), "'y_scale'", "float64", "float32"),
+        "y_scale_of_no_use": (
+            *(EXACT, lambda state, run: state.update({f"{run.params[2].name}_y_scale_0": paddle.ones([3, 65])})),
+            *("'y_scale'", "third", "no use"),
+        ),
         "m_int32": ({}, entry("m", lambda v: v.astype("int32")), "'m'", "third", "int32", "int64"),
         "m_negative": ({}, entry("m", lambda v: v - 5), "'m'", "third", "-1"),
         "twice": ({}, twice, "third", "_d_7"),
@@ -187,3 +200,53 @@ def test_wrong_weights_are_the_checkpoints(weights: Any) -> None:
     state = {**run.copied_state(), "batch_weights": weights}
     with pytest.raises(ValueError, match="set_state_dict: the checkpoint's batch_weights"):
         run.optimizer.set_state_dict(state)
+
+
+@pytest.mark.parametrize("loading", [EXACT, INT8, INT16], ids=["exact", "int8", "int16"])
+@pytest.mark.parametrize("saved", [EXACT, INT8, INT16], ids=["from_exact", "from_int8", "from_int16"])
+@pytest.mark.parametrize("by_order", [False, True], ids=["same_names", "built_again"])
+def test_a_history_of_another_dtype(saved: dict, loading: dict, by_order: bool) -> None:
+    """The reason and the remedy; and with that, what the remedy says."""
+    with paddle.utils.unique_name.guard():
+        source = Run(**saved)
+    with paddle.utils.unique_name.guard("again_" if by_order else None):
+        target = Run(**loading)
+    source.train(range(STOP))
+    target.train(range(2))
+    before = target.content()
+    received, expected = (kind.get("history_dtype") for kind in (saved, loading))
+    with one_warning(BY_ORDER if by_order else None):
+        if received != expected:
+            pieces = [f"'y' of parameter {target.params[0].name!r} is {received or 'float32'}"]
+            pieces += [f"expected {expected or 'float32'}, for the optimizer has history_dtype={expected!r}"]
+            pieces += [f"create it with history_dtype={received!r}", "Nothing has been loaded"]
+            assert_refused(lambda: target.optimizer.set_state_dict(source.copied_state()), ValueError, pieces)
+            assert target.content() == before
+        else:
+            target.optimizer.set_state_dict(source.copied_state())
+            assert target.content()[0][0]["y"] == source.content()[0][0]["y"]
+
+
+@pytest.mark.skipif(not hasattr(paddle.optimizer, "ASGD"), reason="this Paddle has no paddle.optimizer.ASGD")
+def test_a_state_of_the_built_in_for_a_narrow_history() -> None:
+    run = Run(**INT16)
+    theirs = paddle.optimizer.ASGD(0.1, 3, run.params)
+    for param in run.params:
+        param.grad = paddle.ones_like(param)
+    theirs.step()
+    pieces = ["'y' of parameter", "is float32, expected int16", "create it with history_dtype=None"]
+    assert_refused(lambda: run.optimizer.set_state_dict(theirs.state_dict()), ValueError, pieces)
+    assert set(run.optimizer.state_dict()) == {"batch_num"}
+
+
+def test_a_group_of_another_history_dtype() -> None:
+    """Each parameter counts by itself, and those of fewer elements have no other form."""
+    source, target = Run(**INT8), Run(**EXACT)
+    source.train(range(STOP))
+    pairs = zip(("int8", None, "int16", None), target.params)
+    groups = [{"params": [param], "history_dtype": history_dtype} for history_dtype, param in pairs]
+    target.optimizer = ASGD(0.1, 3, groups, weight_decay=0.1)
+    pieces = [f"'y' of parameter {target.params[2].name!r} is int8, expected int16"]
+    with one_warning(BY_ORDER):
+        assert_refused(lambda: target.optimizer.set_state_dict(source.copied_state()), ValueError, pieces)
+    assert set(target.optimizer.state_dict()) == {"batch_num"}

@@ -14,6 +14,7 @@ from trial import Trial
 
 from paddle_asgd import ASGD
 from paddle_asgd.free_memory import free_memory
+from paddle_asgd.sag import checks
 
 COUNT = {
     "none": (None, ValueError, "None"),
@@ -57,6 +58,54 @@ def test_memory_is_checked() -> None:
     slots = int(free_memory() * 1.05) // (4 * 1024 * 1024)
     optimizer = ASGD(0.1, slots, [small])
     assert_refused(lambda: optimizer.add_param_group({"params": [large]}), ValueError, ["batch_num", "GiB"])
+
+
+#: 1,000 float32 numbers in 8 blocks are not narrow, and 8,192 in 64 blocks are; 10 slots of both.
+EXACT, INT16, INT8 = (10 * size for size in (4 * 9_192, 4_000 + 2 * 8_192 + 4 * 64, 4_000 + 8_192 + 4 * 64))
+SUGGESTIONS = {
+    "int16": ({}, EXACT, INT16, "history_dtype='int16' takes"),
+    "int8": ({}, EXACT, INT16 - 1, "history_dtype='int8' takes"),
+    "none": ({}, EXACT, INT8 - 1, "history_dtype='int8' takes 0.0 GiB and does not fit either"),
+    "int8_of_int16": ({"history_dtype": "int16"}, INT16, INT8, "history_dtype='int8' takes"),
+    "none_of_int8": ({"history_dtype": "int8"}, INT8, 0, "does not fit either"),
+}
+
+
+@pytest.mark.parametrize("case", SUGGESTIONS)
+@pytest.mark.parametrize("as_groups", [False, True], ids=["list", "groups"])
+def test_the_history_dtype_that_would_fit(case: str, as_groups: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused one byte before it fits; the widest that fits is named."""
+    options, needed, free, text = SUGGESTIONS[case]
+    params = [named("small", [1000]), named("large", [64, 128])]
+    given = [{"params": [param], **options} for param in params] if as_groups else params
+    arguments = {} if as_groups else options
+    monkeypatch.setattr(checks, "free_memory", lambda: free)
+    assert_refused(lambda: ASGD(0.1, 10, given, **arguments), ValueError, ["batch_num: received 10", text, "larger"])
+    monkeypatch.setattr(checks, "free_memory", lambda: needed - 1)
+    assert_refused(lambda: ASGD(0.1, 10, given, **arguments), ValueError, ["batch_num: received 10"])
+    monkeypatch.setattr(checks, "free_memory", lambda: needed)
+    ASGD(0.1, 10, given, **arguments)
+    if "either" not in text:
+        monkeypatch.setattr(checks, "free_memory", lambda: free)
+        ASGD(0.1, 10, params, history_dtype=text[len("history_dtype='") :].split("'")[0])
+
+
+def test_no_history_dtype_helps_a_single_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "free_memory", lambda: 4 * 8192 - 1)
+    with pytest.raises(ValueError, match="batch_num: received 1, which takes") as caught:
+        ASGD(0.1, 1, [named("large", [64, 128])])
+    assert "history_dtype" not in str(caught.value)
+
+
+def test_edited_groups_are_checked_with_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before their first step; the group as it was would fit."""
+    optimizer = ASGD(0.1, 10, [{"params": [named("large", [64, 128])], "history_dtype": "int8"}])
+    monkeypatch.setattr(checks, "free_memory", lambda: INT8)
+    optimizer.param_groups[0]["history_dtype"] = "int16"
+    optimizer._parameter_list[0].grad = paddle.ones([64, 128])
+    assert_refused(optimizer.step, ValueError, ["batch_num: received 10", "history_dtype='int8' takes"])
+    optimizer.param_groups[0]["history_dtype"] = "int8"
+    optimizer.step()
 
 
 @pytest.mark.parametrize("step", [-1, 1.5, True, "3"])

@@ -17,6 +17,7 @@ from problems import Quadratic
 
 from paddle_asgd import ASGD
 from paddle_asgd.fused import FusedOptimizer
+from paddle_asgd.sag import history
 from paddle_asgd.shortcut import Shortcut
 
 pytestmark = pytest.mark.shortcut
@@ -24,6 +25,11 @@ pytestmark = pytest.mark.shortcut
 SHAPES = [[4], [], [2, 3]]
 ROUNDS = 6
 Event = Callable[["Run", np.random.Generator], None]
+
+
+@pytest.fixture(autouse=True)
+def _two_can_be_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "SMALLEST", 2)
 
 
 class Run:
@@ -52,6 +58,7 @@ class Run:
                 batch_weights=[None, draw.uniform(0.5, 2.0, self.n)][draw.integers(2)],
                 theta=[None, 0.5, lambda step: 1 / (1 + step)][draw.integers(3)],
                 watch=[None, False][draw.integers(2)],
+                history_dtype=[None, "int16", "int8"][draw.integers(3)] if self.n > 1 else None,
             )
         self.next_step()
 
@@ -100,7 +107,7 @@ class Run:
 
     def content(self) -> list[Any]:
         state = [self.optimizer._state.of(param) for param in self.params]
-        tensors = [*self.params, *(t for tensors in state if tensors is not None for t in tensors)]
+        tensors = [*self.params, *(t for tensors in state for t in tensors or () if t is not None)]
         tensors += list(self.optimizer._master_weights.values())
         found: list[Any] = [(tensor.shape, tensor.numpy().tobytes()) for tensor in tensors]
         inputs = self.optimizer._inputs

@@ -16,6 +16,7 @@ from problems import PIR, Quadratic, StaticRun
 from trial import Trial
 
 from paddle_asgd import ASGD
+from paddle_asgd.sag import history
 
 BuiltIn = getattr(paddle.optimizer, "ASGD", None)
 Momentum = paddle.optimizer.Momentum
@@ -43,6 +44,12 @@ def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     with in_older_format() if request.param == "older" else nullcontext():
         yield
     paddle.disable_static()
+
+
+@pytest.fixture(autouse=True)
+def _small_tensors_are_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a history_dtype, where else they would be exact."""
+    monkeypatch.setattr(history, "SMALLEST", 1)
 
 
 # ---- Static files ---------------------------------------------------------------------------------------------------
@@ -108,11 +115,16 @@ def test_static_files_of_the_built_in(schedule: str, dtype: str, tmp_path: Path)
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("schedule", ["fixed", "warmup"])
-def test_static_files_of_ours(schedule: str, tmp_path: Path) -> None:
-    runs = [Scheduled(ASGD, schedule, batch_num=3) for _ in range(2)]
+@pytest.mark.parametrize("history_dtype", [None, "int8"])
+def test_static_files_of_ours(history_dtype: str | None, schedule: str, tmp_path: Path) -> None:
+    runs = [Scheduled(ASGD, schedule, batch_num=3, history_dtype=history_dtype) for _ in range(2)]
     runs[0].losses(range(STOP))
     runs[1].go_on_from(runs[0], tmp_path)
     assert runs[1].losses(range(STOP, END)) == runs[0].losses(range(STOP, END))
+    if history_dtype is not None:
+        assert [runs[1].array(f"{name}_y_0").dtype for name in runs[1].names] == ["int8"] * len(SHAPES)
+        scales = [[run.array(f"{name}_y_scale_0").tobytes() for name in run.names] for run in runs]
+        assert scales[0] == scales[1]
 
 
 @pytest.mark.usefixtures("graphs")
@@ -192,6 +204,10 @@ def ours(parameters: list, **options: Any) -> Any:
     return ASGD(0.1, 3, parameters, weight_decay=0.1, **options)
 
 
+def ours_narrow(parameters: list, **options: Any) -> Any:
+    return ours(parameters, history_dtype="int16", **options)
+
+
 @contextmanager
 def mode(static: bool) -> Iterator[None]:
     """Either mode, with names that begin anew, and programs and variables of its own."""
@@ -227,7 +243,7 @@ def trained(made: paddle.Model, steps: range) -> list[float]:
 @pytest.mark.parametrize("name", [None, "mine"])
 @pytest.mark.parametrize("loads", [False, True], ids=["to_dygraph", "to_static"])
 @pytest.mark.parametrize("saves", [False, True], ids=["from_dygraph", "from_static"])
-@pytest.mark.parametrize("optimizer", [momentum, ours])
+@pytest.mark.parametrize("optimizer", [momentum, ours, ours_narrow])
 def test_paddles_model(optimizer: Callable, saves: bool, loads: bool, name: str | None, tmp_path: Path) -> None:
     with mode(static=saves):
         source = model(optimizer, name=name)
@@ -334,7 +350,7 @@ def test_checkpoints_with_plain_numbers(kind: str) -> None:
     tuple(map(int, paddle.__version__.split(".")[:2])) < (3, 2),
     reason="this Paddle cannot load its own distributed checkpoints on the CPU",
 )
-@pytest.mark.parametrize("optimizer", [momentum, ours])
+@pytest.mark.parametrize("optimizer", [momentum, ours, ours_narrow])
 def test_paddles_distributed_checkpoints(optimizer: Callable, tmp_path: Path) -> None:
     """Loading fills the tensors of a state_dict, which is then given to the optimizer."""
     problem = Quadratic(3, SHAPES)

@@ -19,7 +19,7 @@ from problems import state_of, step_with
 from ranks import caught, needs_fleet, run_on_ranks
 
 from paddle_asgd import ASGD, AveragedSGD, LipschitzSearch, SlotMismatchWarning
-from paddle_asgd.sag import checks
+from paddle_asgd.sag import checks, history
 
 pytestmark = needs_fleet
 
@@ -145,6 +145,34 @@ def checkpoints(found: dict[str, Any], folder: Path) -> None:
     found["said"] = [str(warning.message) for warning in said if "set_state_dict" in str(warning.message)]
 
 
+def narrow(found: dict[str, Any], folder: Path) -> None:
+    """A history in 8 bits, which these small tensors would not have otherwise, from its rank's part and from both."""
+    usual, history.SMALLEST = history.SMALLEST, 1
+    try:
+        number = paddle.distributed.get_rank()
+        layers = network()
+        rank = Rank(layers, history_dtype="int8")
+        rank.train(0, 5)
+        found["bytes"] = rank.optimizer.state_bytes()
+        found["narrow_norm"] = rank.optimizer.gradient_norm()
+        weights = {name: value.clone() for name, value in layers.state_dict().items()}
+        paddle.save(rank.optimizer.state_dict(), f"{folder}/narrow_{number}.pdopt")
+        paddle.distributed.barrier()
+        parts = [paddle.load(f"{folder}/narrow_{part}.pdopt") for part in range(2)]
+        rank.train(5, STEPS)
+        found["narrow"] = [values(layers)]
+        for state in (parts[number], {**parts[0], **parts[1]}):
+            layers = network()
+            layers.set_state_dict(weights)
+            rank = Rank(layers, history_dtype="int8")
+            rank.optimizer.set_state_dict(dict(state))
+            rank.train(5, STEPS)
+            found["narrow"] += [values(layers)]
+        found["exact"] = caught(lambda: Rank().optimizer.set_state_dict(dict(parts[number])))
+    finally:
+        history.SMALLEST = usual
+
+
 def memory(found: dict[str, Any]) -> None:
     """The history of all 31 parameters takes 372 bytes, that of the 20 on rank 0 takes 240, of the 11 on rank 1 132."""
     whole = checks.free_memory
@@ -183,6 +211,7 @@ def job(found: dict[str, Any], folder: Path) -> None:
         drawn.train(0, 1, [index])
     found["drawn"] = values(layers)
     checkpoints(found, folder)
+    narrow(found, folder)
     memory(found)
     single = Rank(Single(), weight_decay=None)
     found["single"] = [single.optimizer.gradient_norm()]
@@ -245,6 +274,18 @@ def test_a_resumed_run_continues_bit_for_bit(ranks: list[dict[str, Any]], saved:
     """With weights and a theta that varies, which the wrapper would drop."""
     for found in ranks:
         assert found[saved] == found["uninterrupted"]
+
+
+def test_a_narrow_history_of_a_part(ranks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are those of the part, and it resumes to the bit, from the part's state and from that of all."""
+    monkeypatch.setattr(history, "SMALLEST", 1)
+    whole = ASGD(RATE, N, network().parameters(), history_dtype="int8").state_bytes()
+    assert tuple(map(sum, zip(*(found["bytes"] for found in ranks)))) == whole
+    assert min(found["bytes"][1] for found in ranks) > 0
+    assert ranks[0]["narrow_norm"] == ranks[1]["narrow_norm"]
+    for found in ranks:
+        assert found["narrow"] == ranks[0]["narrow"][:1] * 3
+        assert "is int8, expected float32" in found["exact"]
 
 
 def test_what_ranks_have_saved_is_loaded_by_one_process(ranks: list[dict[str, Any]]) -> None:

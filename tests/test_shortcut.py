@@ -227,11 +227,11 @@ def put_data(tensor: Any, value: Any) -> None:
 class Planned:
     """Two parameters whose next step would go by the plan; the second one is square."""
 
-    def __init__(self, dtype: str = "float32") -> None:
-        self.base = paddle.full([8, 4], 0.25, dtype)
-        self.params = [paddle.create_parameter(shape, dtype) for shape in ([3], [4, 4])]
-        self.optimizer = ASGD(0.1, 2, self.params, watch=False, multi_precision=dtype == "float16")
-        put_data(self.params[1], self.base[:4])
+    def __init__(self, dtype: str = "float32", side: int = 4, **options: Any) -> None:
+        self.base = paddle.full([2 * side, side], 0.25, dtype)
+        self.params = [paddle.create_parameter(shape, dtype) for shape in ([3], [side, side])]
+        self.optimizer = ASGD(0.1, 2, self.params, watch=False, multi_precision=dtype == "float16", **options)
+        put_data(self.params[1], self.base[:side])
         self.step()
         self.step()
         self.step()
@@ -242,7 +242,8 @@ class Planned:
         self.optimizer.step()
 
     def tensors(self) -> dict[str, Any]:
-        return {"param": self.params[1], **self.optimizer._state.named(self.params[1])}
+        state = self.optimizer._state.named(self.params[1])
+        return {"param": self.params[1], **{name: tensor for name, tensor in state.items() if tensor is not None}}
 
     def takes_step(self) -> bool:
         shortcut = self.optimizer._shortcut
@@ -284,6 +285,7 @@ def other_strides(tensor: Any, planned: Planned) -> None:
         tensor.transpose_([*range(len(tensor.shape) - 2), len(tensor.shape) - 1, len(tensor.shape) - 2])
 
 
+TENSORS = ("param", "d", "y", "m")
 TENSOR_CHANGES = [
     data_of_another,
     data_of_the_same,
@@ -296,10 +298,13 @@ TENSOR_CHANGES = [
 
 
 @pytest.mark.shortcut
-@pytest.mark.parametrize("name", ["param", "d", "y", "m"])
+@pytest.mark.parametrize(
+    ("name", "narrow"), [*((name, False) for name in TENSORS), *((name, True) for name in (*TENSORS, "y_scale"))]
+)
 @pytest.mark.parametrize("change", TENSOR_CHANGES)
-def test_the_plan_notices_a_changed_tensor(change: Callable, name: str) -> None:
-    planned = Planned()
+def test_the_plan_notices_a_changed_tensor(change: Callable, name: str, narrow: bool) -> None:
+    # Beside a parameter whose history is exact, so that the scales are fewer than the parameters.
+    planned = Planned(side=64, history_dtype="int8") if narrow else Planned()
     tensors = planned.tensors()
     tensor = tensors[name]
     if change is other_strides and name == "m":
@@ -433,7 +438,7 @@ def test_a_plan_that_cannot_read_gradients_asks_python_for_them() -> None:
         shortcut = planned.optimizer._shortcut
         if not direct:
             planned.params[0].clear_gradient(False)
-            lists = [planned.params, *shortcut.bucket.state]
+            lists = [planned.params, *shortcut.bucket.state[:3]]
             multipliers = [param.optimize_attr["learning_rate"] for param in planned.params]
             plan = native.step_plan(planned.params, planned.params, multipliers, lists, [])
             assert not plan.reads_gradients
@@ -464,7 +469,7 @@ def test_the_plan_notices_a_changed_tensor_of_a_list_of_another_length(change: C
     shortcut = planned.optimizer._shortcut
     multipliers = [param.optimize_attr["learning_rate"] for param in planned.params]
     more = paddle.full([4, 4], 0.25)
-    lists = [planned.params, *shortcut.bucket.state, shortcut.bucket.masters, [more]]
+    lists = [planned.params, *shortcut.bucket.state[:3], shortcut.bucket.masters, [more]]
     plan = native.step_plan(planned.params, planned.params, multipliers, lists, [])
     planned.optimizer._shortcut = shortcut._replace(plan=plan)
     assert planned.takes_step()

@@ -22,24 +22,68 @@ def ours(loss: Any, params: list) -> None:
     ASGD(0.1, 3, weight_decay=0.1).minimize(loss)
 
 
+def narrow(history_dtype: str | None) -> Callable[[Any, list], None]:
+    return lambda loss, params: ASGD(0.1, 3, weight_decay=0.1, history_dtype=history_dtype).minimize(loss)
+
+
 def sgd(loss: Any, params: list) -> None:
     paddle.optimizer.SGD(0.1).minimize(loss)
 
 
-def test_save_and_resume(tmp_path: Path) -> None:
+def saved_and_loaded(source: StaticRun, target: StaticRun, folder: Path) -> None:
+    with paddle.static.scope_guard(source.scope):
+        paddle.static.save(source.main, str(folder / "half"))
+    with paddle.static.scope_guard(target.scope):
+        paddle.static.load(target.main, str(folder / "half"), target.executor)
+
+
+@pytest.mark.parametrize("history_dtype", [None, "int8"])
+def test_save_and_resume(history_dtype: str | None, tmp_path: Path) -> None:
     """In another scope, from another build of the program: bit for bit what goes on without a break."""
-    runs = [StaticRun(Quadratic(batches=3), ours) for _ in range(2)]
+    runs = [StaticRun(Quadratic(batches=3), narrow(history_dtype)) for _ in range(2)]
     for step in range(5):
         runs[0].run(step)
-    with paddle.static.scope_guard(runs[0].scope):
-        paddle.static.save(runs[0].main, str(tmp_path / "half"))
-    with paddle.static.scope_guard(runs[1].scope):
-        paddle.static.load(runs[1].main, str(tmp_path / "half"), runs[1].executor)
+    saved_and_loaded(*runs, tmp_path)
     for step in range(5, 14):
         assert runs[0].run(step)[0].tobytes() == runs[1].run(step)[0].tobytes()
     for name in runs[0].names:
         assert bits(runs[0].state(name)) == bits(runs[1].state(name))
         assert runs[1].state(name)["m"] == 14
+    if history_dtype is not None:
+        largest = int(np.argmax([value.size for value in runs[0].problem.start]))
+        name = runs[0].names[largest]
+        assert len({run.array(f"{name}_y_scale_0").tobytes() for run in runs}) == 1
+
+
+def test_a_file_of_an_exact_history_has_no_scales(tmp_path: Path) -> None:
+    """Which Paddle says, by its own check."""
+    exact, int8 = (StaticRun(Quadratic(batches=3), narrow(dtype)) for dtype in (None, "int8"))
+    exact.run(0)
+    with pytest.raises((AssertionError, RuntimeError, ValueError), match="y_scale_0"):
+        saved_and_loaded(exact, int8, tmp_path)
+
+
+def test_a_file_of_a_narrow_history_for_an_exact_one(tmp_path: Path) -> None:
+    """Paddle loads it, and then no step is taken."""
+    int8, exact = (StaticRun(Quadratic(batches=3), narrow(dtype)) for dtype in ("int8", None))
+    int8.run(0)
+    saved_and_loaded(int8, exact, tmp_path)
+    before = [exact.array(name).tobytes() for name in exact.names]
+    with pytest.raises(ValueError, match="number of scales y_scale: received 0, expected 1"):
+        exact.run(1)
+    assert [exact.array(name).tobytes() for name in exact.names] == before
+
+
+def test_a_file_of_another_narrow_history(tmp_path: Path) -> None:
+    """The file's integers and scales belong together: the run goes on with them as if it had been made with them."""
+    runs = [StaticRun(Quadratic(batches=3), narrow(dtype)) for dtype in ("int8", "int16")]
+    for step in range(4):
+        runs[0].run(step)
+    saved_and_loaded(*runs, tmp_path)
+    for step in range(4, 11):
+        assert runs[0].run(step)[0].tobytes() == runs[1].run(step)[0].tobytes()
+    for name in runs[0].names:
+        assert bits(runs[0].state(name)) == bits(runs[1].state(name))
 
 
 def cloned(run: StaticRun, folder: Path) -> Callable[[int], Any]:
@@ -112,9 +156,12 @@ def test_programs_made_of_the_program(optimizer: Callable, derive: Callable, tmp
 
 @pytest.mark.skipif(not PIR, reason="the older graph format has no operators that take lists apart")
 @pytest.mark.parametrize("shapes", [[(3,)], FULL_SHAPES], ids=["one parameter", "several"])
-def test_the_program_holds_nothing_that_takes_the_results_apart(shapes: list) -> None:
-    """Nothing reads it, and the executor would print it at every run."""
-    names = [op.name() for op in StaticRun(Quadratic(batches=3, shapes=shapes), ours).main.global_block().ops]
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_the_program_holds_nothing_that_takes_the_results_apart(shapes: list, more: int) -> None:
+    """Nothing reads it, and the executor would print it at every run; with fewer scales than parameters, too."""
+    shapes = [*shapes, *[(64, 65)] * more]
+    program = StaticRun(Quadratic(batches=3, shapes=shapes), narrow("int8")).main
+    names = [op.name() for op in program.global_block().ops]
     assert names[-1] == "custom_op.asgd_update__"
     assert "builtin.split" not in names
 

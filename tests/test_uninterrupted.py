@@ -19,6 +19,7 @@ from interrupting import Expected
 from problems import Quadratic, bits, state_of
 
 from paddle_asgd import ASGD
+from paddle_asgd.sag import history
 from paddle_asgd.uninterrupted import uninterrupted
 
 SHAPES = [[5], [], [2, 3]]
@@ -85,7 +86,8 @@ class Subject:
         """All that a later step depends on."""
         optimizer, inputs = self.optimizer, self.optimizer._inputs
         watch = None if inputs.watch is None or inputs.watch.tensor is None else inputs.watch.tensor.numpy()
-        found: dict[str, Any] = {param.name: bits(state_of(optimizer, param)) for param in self.params}
+        kept = ("d", "y", "y_scale", "m")
+        found: dict[str, Any] = {param.name: bits(state_of(optimizer, param, kept)) for param in self.params}
         found["masters"] = {name: master.numpy().tobytes() for name, master in optimizer._master_weights.items()}
         found["watch"] = () if watch is None or not watch.any() else watch.tobytes()
         found["inputs"] = (optimizer.batch_index, inputs.index.in_use, inputs._steps)
@@ -120,6 +122,7 @@ SIGNALS = 4
 
 WEIGHTED = {"batch_weights": [2.0, 2.0, 1.0]}
 THETA: dict[str, Any] = {"theta": lambda step: 1 / (1 + step)}
+NARROW = {"history_dtype": "int8"}
 MIXED = {"dtype": "float16", "multi_precision": True}
 CASES: dict[str, tuple[Callable[[Subject], None], dict]] = {
     "first_step": (step, {}),
@@ -133,6 +136,10 @@ CASES: dict[str, tuple[Callable[[Subject], None], dict]] = {
     "later_step_of_groups": (step, {"steps": 4, "groups": True, "indexed": 1, **THETA, **WEIGHTED}),
     "first_step_mixed": (step, MIXED),
     "later_step_mixed": (step, {"steps": 2, **MIXED}),
+    "first_step_narrow": (step, NARROW),
+    "later_step_narrow": (step, {"steps": 2, **NARROW, **MIXED}),
+    "load_narrow": (load, {"steps": 2, **NARROW, "source": {"steps": 5, **NARROW}}),
+    "load_narrow_into_nothing": (load, {**NARROW, "source": {"steps": 5, **NARROW}}),
     "skipped_step": (skipped_step, {"steps": 2, "indexed": 0, **THETA}),
     "index_before_all": (give_index, {}),
     "first_index": (give_index, {"steps": 2}),
@@ -170,6 +177,11 @@ def finished(subject: Subject, case: str) -> dict[str, Any]:
     for _ in range(N + 1):
         subject.train()
     return subject.content()
+
+
+@pytest.fixture(autouse=True)
+def _two_can_be_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "SMALLEST", 2)
 
 
 @pytest.fixture(autouse=True)

@@ -7,16 +7,16 @@ Must not change what it checks. Checks that every optimizer needs are in argumen
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import paddle
 
-from ..arguments import BYTES, check_number, dtype_name, is_tensor, shown
+from ..arguments import check_number, dtype_name, is_tensor, shown
 from ..free_memory import free_memory
+from .history import HISTORY_DTYPES, history_bytes
 
 
 def check_count(argument: str, value: Any) -> int:
@@ -79,25 +79,51 @@ def check_step(argument: str, value: Any) -> int:
     raise ValueError(f"{argument}: received {shown(value)}, expected an int of at least 0")
 
 
-def check_history(argument: str, count: int, parameters: list) -> None:
-    """Refuse a history that does not fit into the free memory of the host.
+def check_history(
+    argument: str, count: int, parameters: list, history_dtype_of: Callable[[Any], str | None] = lambda param: None
+) -> None:
+    """Refuse a history that does not fit into the free memory of the host, and say which ``history_dtype`` would.
 
     Linux grants more memory than there is and ends the process when that is used. A GPU refuses by itself.
 
     Args:
         argument: the name with which an error begins.
-        count: the number of slots, each of which holds a copy of the parameters.
+        count: the number of slots, each of which holds a gradient of every parameter.
         parameters: those whose history is still to be made; only tensors on the host count.
+        history_dtype_of: the ``history_dtype`` that the user has chosen for a parameter.
 
     Raises:
-        ValueError: ``count`` copies take more than the free memory.
+        ValueError: the history takes more than the free memory.
     """
     held = [p for p in parameters if isinstance(p, paddle.Tensor) and p._is_initialized()]
     on_cpu = [p for p in held if p.place.is_cpu_place()]
-    needed = count * sum(math.prod(p.shape) * BYTES[dtype_name(p.dtype)] for p in on_cpu)
+    needed = sum(history_bytes(p, count, history_dtype_of(p)) for p in on_cpu)
     free = free_memory()
     if needed > free:
+        narrow = {dtype: sum(history_bytes(p, count, dtype) for p in on_cpu) for dtype in HISTORY_DTYPES}
         raise ValueError(
-            f"{argument}: received {count}, which takes {needed / 2**30:.1f} GiB for as many copies of the parameters, "
-            f"expected what fits into the {free / 2**30:.1f} GiB that are free; larger batches make for fewer of them"
+            f"{argument}: received {count}, which takes {_gib(needed)} for as many gradients of each parameter, "
+            f"expected what fits into the {_gib(free)} that are free; {_narrow_remedy(count, narrow, free)}larger "
+            "batches make for fewer of them"
         )
+
+
+def _gib(count: int) -> str:
+    """A number of bytes, as an error shows it."""
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _narrow_remedy(count: int, narrow: dict[str, int], free: int) -> str:
+    """What the error about a history that does not fit says of narrow histories.
+
+    Args:
+        count: the number of slots; with one of them there is no narrow history.
+        narrow: the bytes that the history takes with each ``history_dtype``, from the widest to the narrowest.
+        free: the bytes that are free.
+    """
+    if count == 1:
+        return ""
+    for dtype, needed in narrow.items():
+        if needed <= free:
+            return f"history_dtype={dtype!r} takes {_gib(needed)}, and "
+    return f"history_dtype={dtype!r} takes {_gib(needed)} and does not fit either; "
