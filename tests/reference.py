@@ -12,6 +12,34 @@ import numpy as np
 
 Scalars = Union[float, Sequence[float]]
 
+#: So many elements of a narrow slot share a scale. Tensors with fewer than SMALLEST elements keep exact gradients.
+BLOCK, SMALLEST = 128, 4096
+
+
+def encode(g: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a narrow history keeps of a gradient: integers of the gradient's shape, and a scale for each block.
+
+    The arithmetic is float32 here too, because the integers and scales have to be the same to the bit.
+    """
+    largest = np.float32(np.iinfo(dtype).max)
+    bound = np.finfo(np.float32).max
+    g = np.asarray(g)
+    single = np.where(np.isfinite(g), np.clip(g, -bound, bound), g).astype(np.float32)
+    blocks = np.pad(single.ravel(), (0, -single.size % BLOCK)).reshape(-1, BLOCK)
+    absmax = np.abs(blocks).max(axis=1)  # NaN where there is one
+    finite = np.isfinite(absmax)
+    kept = finite & (absmax >= np.float32(1e-30))
+    inverse = largest / np.where(kept, absmax, np.float32(1))
+    quotients = np.where(kept[:, np.newaxis], blocks, np.float32(0)) * inverse[:, np.newaxis]
+    q = np.clip(np.rint(quotients), -largest, largest).astype(dtype)
+    scale = np.where(kept, np.minimum(absmax, np.float32(3.4e38)) / largest, np.where(finite, 0, np.nan))
+    return q.ravel()[: single.size].reshape(single.shape), scale.astype(np.float32)
+
+
+def decode(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The gradient that ``encode`` has kept, in float64."""
+    return q * np.repeat(scale.astype(np.float64), BLOCK)[: q.size].reshape(q.shape)
+
 
 class Sag:
     """The method for a list of parameters; x, d, y, m and the slots seen are lists that run parallel to it.
@@ -22,6 +50,8 @@ class Sag:
         weight_decay: one number, or one for each parameter.
         weights: what each batch weighs; all the same if None.
         theta: how much of a gradient's change enters the direction; None is SAG.
+        history_dtype: "int16" or "int8" for a narrow history; y then holds what is decoded from it.
+        smallest: the elements from which on a parameter's history is narrow.
     """
 
     def __init__(
@@ -31,6 +61,8 @@ class Sag:
         weight_decay: Scalars = 0.0,
         weights: Sequence[float] | None = None,
         theta: float | None = None,
+        history_dtype: str | None = None,
+        smallest: int = SMALLEST,
     ) -> None:
         self.n = n
         self.weight_decay = weight_decay
@@ -39,6 +71,14 @@ class Sag:
         self.x = [np.array(value, dtype=np.float64) for value in x]
         self.d = [np.zeros(value.shape) for value in self.x]
         self.y = [np.zeros((n, *value.shape)) for value in self.x]
+        self.history_dtype = history_dtype
+        #: the integers and the scales of each narrow history; None of the others
+        self.stored: list[tuple[np.ndarray, np.ndarray] | None] = [
+            (np.zeros(y.shape, history_dtype), np.zeros((n, -(-value.size // BLOCK)), np.float32))
+            if history_dtype and value.size >= smallest
+            else None
+            for value, y in zip(self.x, self.y)
+        ]
         self.m = [0 for _ in self.x]
         self.seen = [np.zeros(n, dtype=bool) for _ in self.x]
 
@@ -52,14 +92,22 @@ class Sag:
             g = np.asarray(g, dtype=np.float64)
             i = self.m[p] % self.n if index is None else index
             d, y_i = self.d[p], self.y[p][i].copy()
-            self.d[p] = d - self.w[i] * y_i + self.w[i] * g
-            self.y[p][i] = g
+            self.y[p][i] = self.keep(p, i, g)
+            self.d[p] = d - self.w[i] * y_i + self.w[i] * self.y[p][i]
             self.m[p] = self.m[p] + 1
             self.seen[p][i] = True
             direction = self.d[p] / self.weight_seen(p)
             if self.theta is not None:
                 direction = self.theta * self.w[i] * (g - y_i) + d / self.weight_seen(p)
             self.x[p] = self.x[p] - rate * (direction + decay * self.x[p])
+
+    def keep(self, p: int, i: int, g: np.ndarray) -> np.ndarray:
+        """Put a gradient into the slot; returns what can be read from there."""
+        if self.stored[p] is None:
+            return g
+        q, scale = self.stored[p]
+        q[i], scale[i] = encode(g, self.history_dtype)
+        return decode(q[i], scale[i])
 
     def weight_seen(self, p: int) -> float:
         """The divisor of d: what the batches seen so far weigh together, for weights of mean 1."""
@@ -74,7 +122,8 @@ class Sag:
     def check(self, p: int, state: Mapping[str, np.ndarray], tolerance: float) -> None:
         """Compare what was computed for parameter p, some or all of x, d, y and m, with what is right.
 
-        The tolerance is relative to the largest number of each array. d carries the rounding of all gradients that
+        A narrow y, and its y_scale, must have the same bits. For the others the tolerance is relative to the largest
+        number of each array. d carries the rounding of all gradients that
         were added to it and taken away again, so its scale is the sum of their magnitudes.
         """
         if "m" in state:
@@ -84,6 +133,12 @@ class Sag:
                 marks = np.unpackbits(state["m"][2:].view(np.uint8), bitorder="little")
                 assert state["m"][1] == self.seen[p].sum()
                 np.testing.assert_array_equal(marks, np.pad(self.seen[p], (0, -self.n % 64)))
+        assert ("y_scale" in state) == ("y" in state and self.stored[p] is not None)
+        if "y_scale" in state:
+            for name, expected in zip(("y", "y_scale"), self.stored[p]):
+                assert state[name].dtype == expected.dtype
+                np.testing.assert_array_equal(state[name], expected, err_msg=f"{name} of parameter {p}")
+            state = {name: value for name, value in state.items() if name not in ("y", "y_scale")}
         summands = self.w.reshape(-1, *[1] * self.x[p].ndim) * np.abs(self.y[p])
         scales = {"x": np.abs(self.x[p]), "d": summands.sum(axis=0), "y": np.abs(self.y[p])}
         for name in scales.keys() & state.keys():
