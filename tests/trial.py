@@ -27,7 +27,9 @@ class Trial:
         self.params = options.pop("params", None) or self.problem.parameters(dtype)
         options.setdefault("weight_decay", 0.1)
         self.optimizer = ASGD(learning_rate, n, options.pop("parameters", self.params), **options)
-        method = {name: options.get(f"batch_{name}", options.get(name)) for name in ("weights", "theta")}
+        method = {
+            name: options.get(f"batch_{name}", options.get(name)) for name in ("weights", "theta", "history_dtype")
+        }
         self.sag = Sag(self.problem.start, n, weight_decay=0.1, **method)
         self.steps = 0
 
@@ -45,6 +47,9 @@ class Trial:
             self.steps = index
             self.optimizer.batch_index = index
         self.problem.backward(self.steps, self.params)
+        if self.sag.history_dtype is not None:
+            # A last bit of a gradient may decide to which side it is rounded, so both must have the same one.
+            grads = [param.grad.numpy() for param in self.params]
         self.optimizer.step()
         self.optimizer.clear_grad()
         self.follow(self.gradients() if grads is None else grads, rate, index)
@@ -54,6 +59,6 @@ class Trial:
         self.sag.step(grads, rate, index)
         self.steps += 1
         for p, param in enumerate(self.params):
-            state = state_of(self.optimizer, param)
-            assert len(state) == 4 or not self.sag.m[p]
+            state = state_of(self.optimizer, param, ("d", "y", "y_scale", "m"))
+            assert len(state) == 4 + (self.sag.stored[p] is not None) or not self.sag.m[p]
             self.sag.check(p, state, self.tolerance)
