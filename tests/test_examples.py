@@ -29,7 +29,7 @@ def accuracy(output: str) -> float:
 
 def test_all_examples_are_tested() -> None:
     tested = {"train_digits", "converge_exactly", "linear_probe", "ridge", "sag_convergence", "stability"}
-    tested |= {"averages_digits", "char_lm"}
+    tested |= {"averages_digits", "char_lm", "narrow_history"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -145,6 +145,24 @@ def test_linear_probe(tmp_path: Path) -> None:
     assert (tmp_path / "linear_probe.png").read_bytes().startswith(PNG)
 
 
+def test_narrow_history(tmp_path: Path) -> None:
+    """A shorter run: 16 bits end lower than 8, and above the exact history, which they have followed until then."""
+    done = run("narrow_history.py", tmp_path, "--passes=50")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^  (\w.*?) +(\S+) at \d+/L +(\S+) at \d+/L +(\S+) at \d+/L$", done.stdout, re.MULTILINE)
+    cancer, digits = ({name: float(values[k]) for name, *values in rows} for k in range(2))
+    assert list(cancer)[:4] == ["exact, float64", "int16", "int8", "int8, theta=1"]
+    assert len(cancer) == 5
+    assert abs(cancer["exact, float64"]) < 5e-12 < cancer["int16"] < 5e-11
+    assert abs(digits["exact, float64"]) < 1e-11 < digits["int16"] < 2e-10
+    assert 1e-7 < cancer["int8"] < 1e-6 < digits["int8"] < 3e-6
+    ratios = re.findall(r": int16 is at most ([\d.]+) times as high$", done.stdout, re.MULTILINE)
+    assert [float(ratio) < 1.1 for ratio in ratios] == [True] * 3
+    assert "750/750" in done.stderr  # the progress bar
+    assert [path.name for path in tmp_path.iterdir()] == ["narrow_history.png"]
+    assert (tmp_path / "narrow_history.png").read_bytes().startswith(PNG)
+
+
 def test_ridge(tmp_path: Path) -> None:
     """Stops at the closed form's weights, and somewhere else if the short last batch counts as much as the others."""
     done = run("ridge.py", tmp_path)
@@ -198,6 +216,8 @@ def test_sag_convergence(tmp_path: Path) -> None:
         ("converge_exactly.py", "--output=missing/loss.png", "there is no folder missing"),
         ("linear_probe.py", "--epochs=0", "received 0, expected at least 1"),
         ("linear_probe.py", "--output=missing/probe.png", "there is no folder missing"),
+        ("narrow_history.py", "--passes=0", "received 0, expected at least 1"),
+        ("narrow_history.py", "--output=missing/narrow.png", "there is no folder missing"),
         ("sag_convergence.py", "--seeds=0", "received 0, expected at least 1"),
         ("sag_convergence.py", "--output=missing/sag.png", "there is no folder missing"),
     ],
