@@ -13,6 +13,10 @@ ITEM_SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: written or, where it has a master weight, that is, and the parameter is written.
 BYTES_A_STEP = {"float32": 4 + 2 * 4 + 2 * 4 + 2 * 4, "bfloat16": 2 + 2 * 2 + 2 * 4 + 2 * 4 + 2}
 BYTES_A_STEP["float16"] = BYTES_A_STEP["bfloat16"]
+#: A narrow history, its bytes of one element, and what it adds for each element: one scale for 128 of them, float32. A
+#: smaller tensor's history is not narrow.
+NARROW = {"int16": 2, "int8": 1}
+SCALE_SIZE, NARROW_FROM = 4 / 128, 4096
 #: The lengths of the history, batch_num.
 BATCHES = (1, 8, 64)
 #: Optimizers without a history are compared with this one.
@@ -41,6 +45,19 @@ class Case(NamedTuple):
     @property
     def numel(self) -> int:
         return sum(map(math.prod, self.shapes()))
+
+    def narrow_numel(self) -> int:
+        """The elements of those tensors that may have a narrow history."""
+        return sum(numel for numel in map(math.prod, self.shapes()) if numel >= NARROW_FROM)
+
+    def saved_a_slot(self, history: str | None) -> int:
+        """How many bytes shorter a narrow history's slot is."""
+        size = ITEM_SIZE[self.dtype]
+        return 0 if history is None else int(self.narrow_numel() * (size - NARROW[history] - SCALE_SIZE))
+
+    def bytes_a_step(self, history: str | None = None) -> int:
+        """What one step must move: of a narrow history, too, a slot is read and written."""
+        return self.numel * BYTES_A_STEP[self.dtype] - 2 * self.saved_a_slot(history)
 
 
 def resnet50() -> Shapes:

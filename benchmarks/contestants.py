@@ -15,7 +15,7 @@ import paddle
 from paddle_asgd import ASGD
 
 from . import cold, floor
-from .cases import ITEM_SIZE, REFERENCE_BATCHES, Case
+from .cases import ITEM_SIZE, NARROW, REFERENCE_BATCHES, Case
 from .torch_process import BYTES_AN_ELEMENT, TorchProcess, available
 
 OURS = "paddle_asgd.ASGD"
@@ -31,18 +31,21 @@ class Contestant(NamedTuple):
     name: str
     batches: int | None
     turn: Callable[[], cold.Turn]
+    history: str | None = None
 
 
 class Entry(NamedTuple):
     """A contestant before it takes its memory: ``bytes_an_element`` beyond the parameters and gradients of all.
 
-    ``make`` gives its step; it is None for the contestants of PyTorch's process.
+    ``make`` gives its step; it is None for the contestants of PyTorch's process. ``history`` is the dtype of a narrow
+    one.
     """
 
     name: str
     batches: int | None
-    bytes_an_element: int
+    bytes_an_element: float
     make: Callable[[Tensors], Callable[[], Any]] | None
+    history: str | None = None
 
 
 class Tensors:
@@ -59,8 +62,10 @@ class Tensors:
             param.grad = paddle.randn(param.shape).astype(case.dtype)
 
 
-def _ours(batches: int) -> Callable[[Tensors], Any]:
-    return lambda tensors: ASGD(LEARNING_RATE, batches, tensors.paddle, multi_precision=True).step
+def _ours(batches: int, history: str | None = None) -> Callable[[Tensors], Any]:
+    return lambda tensors: (
+        ASGD(LEARNING_RATE, batches, tensors.paddle, multi_precision=True, history_dtype=history).step
+    )
 
 
 def _builtin(batches: int) -> Callable[[Tensors], Any]:
@@ -74,6 +79,12 @@ def entries(case: Case) -> list[Entry]:
     found = [Entry(OURS, n, kept + n * size, _ours(n)) for n in case.batches]
     if case.dtype != "float32":
         return found
+    if case.narrow_numel():
+        n = REFERENCE_BATCHES
+        found += [
+            Entry(OURS, n, kept + n * (size - case.saved_a_slot(history) / case.numel), _ours(n, history), history)
+            for history in NARROW
+        ]
     optimizer = paddle.optimizer
     if hasattr(optimizer, "ASGD"):
         found += [Entry(BUILTIN, n, 4 + 4 * n, _builtin(n)) for n in case.batches if n <= REFERENCE_BATCHES]
@@ -136,10 +147,12 @@ def admit(case: Case, chosen: list[Entry], seconds: float) -> Iterator[list[Cont
             # A full pass fills the history; and the first steps of everybody create state.
             for _ in range(2 + (entry.batches or 0)):
                 step()
-            contestants.append(Contestant(entry.name, entry.batches, cold.Turns(step, seconds, case.cold)))
+            turns = cold.Turns(step, seconds, case.cold)
+            contestants.append(Contestant(entry.name, entry.batches, turns, entry.history))
             if entry.name == OURS and floor.library() is not None:
                 step = floor.bytes_only(step.__self__, tensors.paddle, entry.batches)
-                contestants.append(Contestant(FLOOR, entry.batches, cold.Turns(step, seconds, case.cold)))
+                turns = cold.Turns(step, seconds, case.cold)
+                contestants.append(Contestant(FLOOR, entry.batches, turns, entry.history))
         yield contestants
     finally:
         if process is not None:

@@ -20,7 +20,9 @@ struct Tensor {
   uint32_t* d;
   void* y;
   uint32_t* master;
+  uint32_t* scale;  // of a narrow history, else null
   int64_t numel;
+  int64_t item;  // bytes of an element of y
 };
 
 namespace {
@@ -43,6 +45,35 @@ CLONES void move_16_bit(uint16_t* __restrict__ param, const uint16_t* __restrict
     master[e] ^= change;
     param[e] = static_cast<uint16_t>(master[e] >> 16);
     y_i[e] = grad[e];
+  }
+}
+
+constexpr int64_t kBlock = 128;  // the elements that share a scale
+
+// What is stored is not the gradient, so `none`, which is 0, makes the change; the compiler cannot know that either.
+template <typename Q>
+inline void move_block(uint32_t* __restrict__ param, const uint32_t* __restrict__ grad, uint32_t* __restrict__ d,
+                       Q* __restrict__ y_i, uint32_t* __restrict__ scale, uint32_t none, int64_t length) {
+  *scale ^= none;
+  for (int64_t e = 0; e < length; ++e) {
+    const uint32_t change = (static_cast<uint32_t>(y_i[e]) ^ grad[e]) & none;
+    d[e] ^= change;
+    param[e] ^= change;
+    y_i[e] = static_cast<Q>(y_i[e] ^ change);
+  }
+}
+
+CLONES void move_int16(uint32_t* param, const uint32_t* grad, uint32_t* d, uint16_t* y_i, uint32_t* scale,
+                       uint32_t none, int64_t numel) {
+  for (int64_t e = 0; e < numel; e += kBlock) {
+    move_block(param + e, grad + e, d + e, y_i + e, scale + e / kBlock, none, numel - e < kBlock ? numel - e : kBlock);
+  }
+}
+
+CLONES void move_int8(uint32_t* param, const uint32_t* grad, uint32_t* d, uint8_t* y_i, uint32_t* scale, uint32_t none,
+                      int64_t numel) {
+  for (int64_t e = 0; e < numel; e += kBlock) {
+    move_block(param + e, grad + e, d + e, y_i + e, scale + e / kBlock, none, numel - e < kBlock ? numel - e : kBlock);
   }
 }
 
@@ -71,9 +102,17 @@ extern "C" void exchange_bytes(const Tensor* tensors, int64_t count) {
   }
 }
 
-extern "C" void move_bytes(const Tensor* tensors, int64_t count, int64_t slot) {
+extern "C" void move_bytes(const Tensor* tensors, int64_t count, int64_t slot, uint32_t none) {
   for (const Tensor* t = tensors; t < tensors + count; ++t) {
-    if (t->master == nullptr) {
+    if (t->scale != nullptr) {
+      uint32_t *param = static_cast<uint32_t*>(t->param), *scale = t->scale + slot * ((t->numel + kBlock - 1) / kBlock);
+      const uint32_t* grad = static_cast<const uint32_t*>(t->grad);
+      if (t->item == 1) {
+        move_int8(param, grad, t->d, static_cast<uint8_t*>(t->y) + slot * t->numel, scale, none, t->numel);
+      } else {
+        move_int16(param, grad, t->d, static_cast<uint16_t*>(t->y) + slot * t->numel, scale, none, t->numel);
+      }
+    } else if (t->master == nullptr) {
       move_float32(static_cast<uint32_t*>(t->param), static_cast<const uint32_t*>(t->grad), t->d,
                    static_cast<uint32_t*>(t->y) + slot * t->numel, t->numel);
     } else {

@@ -19,7 +19,8 @@ COMPILE = ("g++", "-std=c++17", "-O3", "-shared", "-fPIC")
 class Tensor(ctypes.Structure):
     """As in floor.cc."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("param", "grad", "d", "y", "master")] + [("numel", ctypes.c_int64)]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("param", "grad", "d", "y", "master", "scale")]
+    _fields_ += [("numel", ctypes.c_int64), ("item", ctypes.c_int64)]
 
 
 @functools.cache
@@ -33,7 +34,7 @@ def library() -> ctypes.CDLL | None:
             print(f"There is no {COMPILE[0]} here: the rows of bytes only are left out.", file=sys.stderr)
             return None
         loaded = ctypes.CDLL(str(path))
-    loaded.move_bytes.argtypes = (ctypes.POINTER(Tensor), ctypes.c_int64, ctypes.c_int64)
+    loaded.move_bytes.argtypes = (ctypes.POINTER(Tensor), ctypes.c_int64, ctypes.c_int64, ctypes.c_uint32)
     loaded.move_averages.argtypes = (ctypes.POINTER(Tensor), ctypes.c_int64, ctypes.c_float)
     loaded.exchange_bytes.argtypes = (ctypes.POINTER(Tensor), ctypes.c_int64)
     for function in (loaded.move_bytes, loaded.move_averages, loaded.exchange_bytes):
@@ -63,16 +64,18 @@ def bytes_only(optimizer: Any, params: list, batches: int) -> Callable[[], None]
     """A step that only moves the bytes of ``optimizer``'s step, in and out of the same memory, slot after slot."""
     tensors = (Tensor * len(params))()
     for tensor, param in zip(tensors, params):
-        d, y, _ = optimizer._state.of(param)
+        d, y, *_ = optimizer._state.of(param)
         master = optimizer._state.master_of(param)
         tensor.param, tensor.grad = param.data_ptr(), param.grad.data_ptr()
         tensor.d, tensor.y = d.data_ptr(), y.data_ptr()
         tensor.master = None if master is None else master.data_ptr()
-        tensor.numel = param.numel().item()
+        scale = optimizer._state.named(param).get("y_scale")
+        tensor.scale = None if scale is None else scale.data_ptr()
+        tensor.numel, tensor.item = param.numel().item(), y.element_size()
     move, count, slots = library().move_bytes, len(params), itertools.cycle(range(batches))
 
     def step() -> None:
-        move(tensors, count, next(slots))
+        move(tensors, count, next(slots), 0)
 
     # Keeps the memory alive that the pointers lead to.
     step.optimizer = optimizer

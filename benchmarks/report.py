@@ -26,8 +26,9 @@ def write(report: Report, path: Path) -> None:
 
 
 def label(row: dict[str, Any]) -> str:
-    """A contestant, with the length of its history where it has one."""
-    return row["contestant"] if row["batches"] is None else f"{row['contestant']} n={row['batches']}"
+    """A contestant, with the length of its history where it has one, and with its dtype where that is narrow."""
+    name = row["contestant"] if row["batches"] is None else f"{row['contestant']} n={row['batches']}"
+    return f"{name} {row['history']}" if row.get("history") else name
 
 
 def duration(seconds: float) -> str:

@@ -21,17 +21,18 @@ def time_case(case: cases.Case, effort: measure.Effort) -> dict[str, Any]:
         # What fits into no cache is timed in fewer rounds: it varies less, and takes longer.
         rounds = effort.rounds if case.cold else (effort.rounds + 1) // 2
         taken = cold.alternate([contestant.turn for contestant in admitted], rounds)
-    moved = case.numel * cases.BYTES_A_STEP[case.dtype]
     rows = []
     for c, turns in zip(admitted, taken):
-        row = _row(
-            c.name, c.batches, [turn.warm for turn in turns], moved if c.name in (OURS, BUILTIN, FLOOR) else None
-        )
+        moved = case.bytes_a_step(c.history) if c.name in (OURS, BUILTIN, FLOOR) else None
+        row = {**_row(c.name, c.batches, [turn.warm for turn in turns], moved), "history": c.history}
         if case.cold:
             row["cold"] = _figures([turn.cold for turn in turns])
         rows.append(row)
     compare(rows)
-    left_out = [{"contestant": e.name, "batches": e.batches, "bytes": e.bytes_an_element * case.numel} for e in out]
+    left_out = [
+        {"contestant": e.name, "batches": e.batches, "history": e.history, "bytes": e.bytes_an_element * case.numel}
+        for e in out
+    ]
     return {
         "model": case.model,
         "dtype": case.dtype,
@@ -56,8 +57,11 @@ def time_calls(effort: measure.Effort) -> list[dict[str, Any]]:
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Say of each row how many times as long as ours it takes: ours of as many batches, else the reference's."""
-    ours = {row["batches"]: row for row in rows if row["contestant"] == OURS}
+    """Say of each row how many times as long as ours it takes: ours of as many batches, else the reference's.
+
+    Ours is the one whose history is exact; narrow ones are compared with it like the others.
+    """
+    ours = {row["batches"]: row for row in rows if row["contestant"] == OURS and not row.get("history")}
     default = ours.get(cases.REFERENCE_BATCHES, next(iter(ours.values())))
     for row in rows:
         other = ours.get(row["batches"], default)
