@@ -205,6 +205,26 @@ def test_source_files_name_their_licence() -> None:
     assert [named(path) for path in files if not SPDX.match(path.read_text())] == []
 
 
+def test_memory_page_is_computed() -> None:
+    """Its table of bytes, from the formula that it gives, which is that of ``state_bytes``."""
+    bits = {"float32": 32.0, "int16": 16.25, "int8": 8.25}
+
+    def needed(parameters: float, n: int) -> list[float]:
+        return [parameters * (n * width / 8 + 4) for width in bits.values()]
+
+    page = (ROOT / "docs" / "memory.md").read_text()
+    rows = re.findall(
+        r"^\| ([\d.]+) million.*? \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE
+    )
+    assert len(rows) == 7
+    for millions, n, *shown in rows:
+        expected = needed(float(millions) * 1e6, int(n.replace(",", "")))
+        assert [float(value) for value in shown] == [float(f"{value / 1e9:.3g}") for value in expected]
+    weight = paddle.create_parameter([1024, 1024], "float32")
+    optimizers = [paddle_asgd.ASGD(0.1, 10, [weight], history_dtype=name) for name in (None, "int16", "int8")]
+    assert [optimizer.state_bytes().total for optimizer in optimizers] == needed(1024**2, 10)
+
+
 def test_license() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text
