@@ -84,13 +84,13 @@ def forms(optimizer: ASGD, params: list) -> list[tuple]:
 @pytest.mark.parametrize("history_dtype", ["int16", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_tensors_of_4096_elements_and_more(history_dtype: str, dtype: str) -> None:
-    problem = Quadratic(3, [*SHAPES, [4097], [0, 4096], []])
+    problem = Quadratic(3, [*SHAPES, [4097], [], *[[0, 4096]] * PIR])  # Paddle 2.6 creates no empty parameter
     params = problem.parameters(dtype)
     optimizer = ASGD(0.1, 3, params, history_dtype=history_dtype)
     for param in params:
         param.grad = paddle.ones_like(param)
     optimizer.step()
-    blocks = [65, None, 32, None, 32, 33, None, None]
+    blocks = [65, None, 32, None, 32, 33, None, *[None] * PIR]
     expected = [(dtype, None) if count is None else (history_dtype, (3, count)) for count in blocks]
     assert forms(optimizer, params) == expected
     assert {state_of(optimizer, param)["d"].dtype for param in params} == {np.dtype(dtype)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import paddle
 import pytest
-from problems import Quadratic, StaticRun
+from problems import Quadratic, StaticRun, constant
 from refusing import assert_refused
 
 from paddle_asgd import ASGD
@@ -37,9 +37,8 @@ class Trained:
 
     def __init__(self, dtype: str = "float32", main_grad: bool = False, indexed: bool = False, groups: Any = None,
                  **options: Any) -> None:  # fmt: skip
-        self.params = [paddle.ones(shape, dtype) for shape in SHAPES]
+        self.params = [constant(1.0, dtype, shape) for shape in SHAPES]
         for param in self.params:
-            param.stop_gradient = False
             if main_grad:
                 param.main_grad = None
         self.main_grad, self.indexed = main_grad, indexed
@@ -97,8 +96,7 @@ def test_bits_for_each_element_and_slot(history_dtype: str, bits: float) -> None
 
 def test_gradients_of_another_dtype_count_as_they_are() -> None:
     """Which nobody knows before the first of them."""
-    param = paddle.ones([300], "float16")
-    param.stop_gradient = False
+    param = constant(1.0, "float16", [300])
     optimizer = ASGD(0.1, 3, [param])
     assert optimizer.state_bytes().history == 3 * 300 * 2
     param.main_grad = paddle.ones([300], "float32")
