@@ -150,6 +150,8 @@ def test_static_graphs_give_the_bits_of_dygraph(history: str, dtype: str, theta:
     grads = draws(NARROW, 11)
     start = np.random.default_rng(7).normal(size=NARROW).astype("float32")
     half = dtype in DTYPES
+    if half:
+        start = widened(rounded(start, dtype))  # the initializers of some versions of Paddle truncate
     grads = [rounded(g, dtype) if half else g.astype(dtype) for g in grads]
     param = paddle.create_parameter(NARROW, "float32" if half else dtype)
     param.set_value(start.astype("float32" if half else dtype))
