@@ -26,6 +26,7 @@ from .caller import warn
 from .gradients import dense, native_form, shaped
 from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
+from .sharded_checkpoint import ShardedCheckpoint
 from .sharding import parts_group, with_copies, without_copies
 from .shortcut import Shortcut
 from .state import ParameterState, StateTensor, expected_gradient
@@ -38,7 +39,7 @@ def _brief(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, float) else type(value).__name__
 
 
-class FusedOptimizer(Hooked, Optimizer):
+class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
     """Base of optimizers that update all parameters in one native call.
 
     A subclass implements ``_native_call``. The constructor checks its arguments and keeps them.
@@ -719,9 +720,15 @@ class FusedOptimizer(Hooked, Optimizer):
                 )
         self._load_entries(state_dict)
 
-    def _load_entries(self, state_dict: dict[str, Any]) -> None:
-        """What ``set_state_dict`` does; a subclass may take entries of its own out before."""
-        self._load(state_dict)
+    def _load_entries(self, state_dict: dict[str, Any], load: Callable[..., None] | None = None) -> None:
+        """What ``set_state_dict`` does; a subclass may take entries of its own out before.
+
+        Args:
+            state_dict: all entries.
+            load: loads the entries that the ground knows, and makes further C calls with it: ``_load``, which is the
+                default, or ``_load_numbers``.
+        """
+        (load or self._load)(state_dict)
 
     def _load(self, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
         """Load a state_dict as ``set_state_dict`` does.
@@ -733,6 +740,10 @@ class FusedOptimizer(Hooked, Optimizer):
         self._shortcut = None
         self._check_room_of_part()
         checkpoint.load(self._kept(), state_dict, self._adapt_loaded, *more)
+
+    def _load_numbers(self, numbers: dict[str, Any], *more: Callable[[], Any]) -> None:
+        """Load the entries that belong to no parameter, as ``set_numbers_state_dict`` does."""
+        checkpoint.load_numbers(self._kept(), numbers, *more)
 
     load_state_dict = set_state_dict
 

@@ -66,6 +66,34 @@ def gathered(numbers: list[float], group: Any | None) -> list[list[float]]:
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
 
 
+def give_memory_to_slices(whole: Iterable[Any], parts: Iterable[Any]) -> None:
+    """Give memory to the slices that fleet's ``split_param`` has put in place of parameters: part of that of these.
+
+    The wrapper itself does so with its first step. A slice of which this rank has nothing stays without.
+
+    Args:
+        whole: the parameters that the optimizer was made with.
+        parts: the list that a wrapper has put in its place.
+
+    Raises:
+        RuntimeError: the wrapper's buffers cannot be found.
+    """
+    named = {param.name: param for param in parts}
+    if all(named.get(param.name, param) is param for param in whole):
+        return
+    buffers = [buffer for buffer in (getattr(param, "comm_buffer_ref", lambda: None)() for param in whole) if buffer]
+    for buffer in buffers:
+        for param in buffer.params:
+            view = buffer._sharding_param_grad_view[param.name]
+            if view.has_effective_slice_param:
+                view.fill_slice_param(named[param.name])
+    if not buffers and not any(param._is_initialized() for param in named.values()):
+        raise RuntimeError(
+            "sharded_state_dict: received a call before the first step under a wrapper that gives the parameters "
+            "memory with it, expected one after; take a step first"
+        )
+
+
 def with_copies(state_dict: dict[str, Any], names: Iterable[str], params: Iterable[Any]) -> dict[str, Any]:
     """A checkpoint in which each parameter has copies of the numbers that belong to none.
 

@@ -285,7 +285,7 @@ class AveragedSGD(FusedOptimizer):
         started = {STARTED: number_entry([1], "int64")} if self._started else {}
         return {**super()._collect(), **started}
 
-    def _load_entries(self, state_dict: dict[str, Any]) -> None:
+    def _load_entries(self, state_dict: dict[str, Any], load: Callable[..., None] | None = None) -> None:
         if self._swapped:
             raise RuntimeError("set_state_dict: received a call within averaged_parameters(), expected it outside")
         started, rest = False, state_dict
@@ -293,7 +293,14 @@ class AveragedSGD(FusedOptimizer):
             started = self._check_started(state_dict.get(STARTED))
             rest = {key: value for key, value in state_dict.items() if key != STARTED}
         self._loads_started = started
-        self._load(rest, partial(setattr, self, "_started", started))
+        (load or self._load)(rest, partial(setattr, self, "_started", started))
+
+    def _form(self) -> dict[str, int]:
+        return {**super()._form(), "steps_taken": self._steps}
+
+    def _take_form(self, form: dict[str, int]) -> None:
+        super()._take_form(form)
+        self._steps = form["steps_taken"]
 
     @staticmethod
     def _check_started(entry: Any) -> bool:

@@ -20,6 +20,7 @@ from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
 from .. import native
+from ..arguments import refuse_state
 from ..entries import as_tensor
 from ..fused import FusedOptimizer
 from ..options import Bucket, ParameterOptions
@@ -28,7 +29,7 @@ from .checks import check_count, check_history
 from .gradient_norm import gradient_norm
 from .history import check_history_dtype, check_kept_history, check_loaded_history, narrow_dtype, scale_shape
 from .state_bytes import StateBytes, state_bytes
-from .step_inputs import THETA_STEP, WATCH, WEIGHTS, StepInputs
+from .step_inputs import INDEX_USED, THETA_STEP, WATCH, WEIGHTS, StepInputs
 
 
 class ASGD(FusedOptimizer):
@@ -378,12 +379,12 @@ class ASGD(FusedOptimizer):
 
     load_state_dict = set_state_dict
 
-    def _load_entries(self, state_dict: dict[str, Any]) -> None:
+    def _load_entries(self, state_dict: dict[str, Any], load: Callable[..., None] | None = None) -> None:
         inputs, rest, step = self._inputs, state_dict, 0
         if isinstance(state_dict, dict):
             step = inputs.check_loaded(state_dict)
             rest = {key: value for key, value in state_dict.items() if key not in (WEIGHTS, THETA_STEP)}
-        self._load(rest, inputs.going_on_at(step))
+        (load or self._load)(rest, inputs.going_on_at(step))
 
     def _adapt_loaded(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
         for param in self._parameter_list:
@@ -392,6 +393,18 @@ class ASGD(FusedOptimizer):
                 history = as_tensor(param.name, "y", entries["y"])
                 check_loaded_history(param, history, self._history_dtype_of(param, self._options))
         self._inputs.adapt_clocks(states, undo)
+
+    def _form(self) -> dict[str, int]:
+        return {**super()._form(), INDEX_USED: int(self._inputs.index.in_use)}
+
+    def _check_form(self, form: dict[str, int]) -> None:
+        if self._inputs.index.in_use and not form[INDEX_USED]:
+            refuse_state(f"{INDEX_USED} is 0, and a batch_index of this optimizer has been set: set it after loading")
+
+    def _take_form(self, form: dict[str, int]) -> None:
+        if form[INDEX_USED]:
+            self._inputs.use_index(self._state)
+        super()._take_form(form)
 
     def _shown(self) -> dict[str, str]:
         narrow = {} if self._history_dtype is None else {"history_dtype": repr(self._history_dtype)}
