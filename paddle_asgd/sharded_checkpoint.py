@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import paddle
 
@@ -123,6 +123,7 @@ class ShardedCheckpoint:
                 refuse_state(f"{name} is {shown(value)}, expected a number of numbers_state_dict()")
             form[name] = value
         self._check_form(form)
+        self._held_parameters()  # refuses what could not be made
         self._load_entries(rest, self._load_numbers)
         self._take_form(form)
 
@@ -159,8 +160,16 @@ class ShardedCheckpoint:
             wide: whether histories of 16-bit parameters hold float32 gradients.
 
         Returns:
-            The parameters of this rank that are trained, and of which it has any elements.
+            The parameters that are trained and of which this rank has anything.
         """
+        params = [param for param in self._held_parameters() if not param.stop_gradient]
+        for param in params:
+            wider = is_16_bit(param) and (wide or hasattr(param, "main_grad"))
+            self._state.of_step(param, paddle.float32 if wider else param.dtype, [])
+        return params
+
+    def _held_parameters(self) -> list:
+        """The parameters of which this rank has anything, all of them in memory."""
         if ShardedWeight is None:
             raise RuntimeError(
                 "sharded_state_dict: received a call under a Paddle without paddle.distributed's ShardedWeight, "
@@ -169,12 +178,8 @@ class ShardedCheckpoint:
         self._kept()  # refuses a static graph and an optimizer without a list
         self._check_room_of_part()
         give_memory_to_slices(self._own_list, self._parameter_list)
-        params = [param for param in self._parameter_list if not param.stop_gradient and param._is_initialized()]
-        for param in params:
-            undo: list[Callable[[], Any]] = []
-            held = wide or hasattr(param, "main_grad")
-            self._state.of_step(param, paddle.float32 if held and is_16_bit(param) else param.dtype, undo)
-        return params
+        # A slice of which this rank has nothing has no memory, and neither has a parameter of no elements.
+        return [param for param in self._parameter_list if param._is_initialized() or 0 in param.shape]
 
 
 def _by_parameter(model_sharded_state_dict: Any) -> dict[str, tuple[str, Any]]:

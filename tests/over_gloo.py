@@ -29,22 +29,9 @@ def _reduce_scatter(part: Any, whole: Any, op: Any = None, group: Any = None, sy
     return _Done()
 
 
-class _OneDevice:
-    """What ``tensor_fusion_helper`` takes from ``paddle``, with a sum in the place of ``reduce_scatter``."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(paddle, name)
-
-    class distributed:
-        reduce_scatter = staticmethod(_reduce_scatter)
-        all_reduce = paddle.distributed.all_reduce
-        ReduceOp = paddle.distributed.ReduceOp
-        in_auto_parallel_align_mode = staticmethod(paddle.distributed.in_auto_parallel_align_mode)
-
-
 def _with_gradients(reduce: Any) -> Any:
-    """Copy the gradients into the buffer that is reduced: from the second step on they lie elsewhere, since ``backward``
-    puts others in the place of those that were cleared. A step of Paddle's own optimizers would miss them, too.
+    """Copy the gradients into the buffer that is reduced. From the second step on they lie elsewhere, because
+    ``backward`` puts others in the place of those that were cleared; Paddle's own optimizers would miss them, too.
     """
 
     def reduced(buffer: Any) -> None:
@@ -64,7 +51,7 @@ def allow_slices() -> None:
     buffers._comm_grads = _with_gradients(buffers._comm_grads)
     tensor_fusion_helper.__current_device_type__ = "gpu"
     tensor_fusion_helper._share_tensor_ipc_meta = lambda tensor: None
-    tensor_fusion_helper.paddle = _OneDevice()
+    paddle.distributed.reduce_scatter = _reduce_scatter
 
 
 def allow_loading() -> None:
