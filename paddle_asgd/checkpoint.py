@@ -18,6 +18,7 @@ from paddle.optimizer.lr import LRScheduler
 
 from .arguments import FLOATING, dtype_name, refuse_state, shown
 from .caller import warn
+from .distributed_tensors import local, placed_like
 from .entries import SCHEDULER, as_tensor, check_scheduler, entry_value, number_entry, set_scheduler
 from .state import ParameterState, StateTensor, gradient_dtypes
 from .uninterrupted import uninterrupted
@@ -449,4 +450,5 @@ def _assignment(target: Any, value: Any) -> list[Callable[[], Any]]:
     """
     if math.prod(target.shape) == 0:
         return []
+    value, target = local(placed_like(value, target)), local(target)
     return [partial(target.copy_, value if value.dtype == target.dtype else value.astype(target.dtype), True)]

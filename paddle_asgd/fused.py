@@ -279,6 +279,8 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
 
     def _parts_group(self) -> Any | None:
         """The ranks that have the other parts of the parameters; None if this process has all of them."""
+        if self._state.in_shards:
+            return paddle.distributed.get_group(0)
         return parts_group() if self.is_divided else None
 
     def _refuse_where_divided(self) -> None:
@@ -546,6 +548,7 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
             ends: whether this is the last part of the step.
             more: further C calls that belong to the step.
         """
+        buckets = [bucket.on_this_rank() for bucket in buckets]
         rates = [(self._learning_rate_of_step(b.learning_rate), self._decay_of_step(b.weight_decay)) for b in buckets]
         if len(buckets) > 1 and in_dygraph_mode():
             # All or nothing: if the last call would be refused, the first must not have begun.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import paddle
 
 from .arguments import dtype_name, refuse_state, shown
+from .distributed_tensors import is_distributed
 from .entries import SCHEDULER, entry_value, number_entry
 from .sharding import give_memory_to_slices
 from .state import ParameterState, StateTensor, is_16_bit
@@ -23,8 +24,6 @@ try:
 except ImportError:  # a Paddle without this form
     ShardedWeight = None
 
-#: A length that no number of slots and no clock has, to find out what a shape follows.
-_LENGTH = 1 << 40
 #: The number that says whether the history holds float32 gradients of 16-bit parameters.
 _WIDE = "float32_gradients"
 
@@ -63,12 +62,17 @@ class ShardedCheckpoint:
             state.
 
         Raises:
-            TypeError: the argument is not what the model returns.
+            TypeError: the argument is not what the model returns, or ``shard_tensor`` has put parameters on a mesh.
             ValueError: it lacks a parameter, or a part of one cannot be saved alone.
             RuntimeError: this Paddle has no such checkpoints, Paddle is in static graph mode, or a wrapper gives the
                 parameters memory only with the first step.
         """
         leave_trace()
+        if any(is_distributed(param) for param in self._parameter_list or ()):
+            raise TypeError(
+                "sharded_state_dict: received a call where parameters are on a mesh, expected tensors of this process; "
+                "save the tensors of state_dict(), which are on the mesh, too"
+            )
         named = _by_parameter(model_sharded_state_dict)
         params = self._make_state()
         whole = {param.name: param for param in self._own_list}
@@ -217,15 +221,6 @@ def _flat_range(param: Any, whole: Any) -> slice | None:
     return slice(begin, min(begin + math.prod(param.shape), numel))
 
 
-def _follows(entry: StateTensor) -> tuple[int, int]:
-    """How the shape of an entry follows its parameter's: the number of dimensions before, and the parameter's elements
-    for each element; 0 elements if it does not depend on them.
-    """
-    *before, last = entry.shape([_LENGTH])
-    doubled = entry.shape([2 * _LENGTH])[-1]
-    return len(before), _LENGTH // last if doubled == 2 * last else 0
-
-
 def _weights(key: str, entry: StateTensor, tensor: Any, part: _Part) -> Iterator[tuple[str, Any]]:
     """Entries of a sharded state_dict that one tensor of state makes.
 
@@ -235,7 +230,7 @@ def _weights(key: str, entry: StateTensor, tensor: Any, part: _Part) -> Iterator
         tensor: the tensor.
         part: which elements of the parameter it is of.
     """
-    before, elements = _follows(entry)
+    before, elements = entry.follows()
     if not elements:
         shape = tuple(tensor.shape)
         yield f"{key}_0", ShardedWeight(f"{key}_0", tensor, shape, shape, (0,) * len(shape))

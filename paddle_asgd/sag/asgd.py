@@ -237,7 +237,8 @@ class ASGD(FusedOptimizer):
         inputs = self._inputs
         if inputs.watch is not None and inputs.steps % self._n == 0:
             # The lists are compared here, because with one batch every step ends a pass, and calls would show.
-            inputs.watch.end_pass(None if self._parameter_list is self._own_list else self._parts_group())
+            whole = self._parameter_list is self._own_list and not self._state.in_shards
+            inputs.watch.end_pass(None if whole else self._parts_group())
 
     def _native_call(
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
