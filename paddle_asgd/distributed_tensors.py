@@ -22,6 +22,11 @@ def is_sharded(tensor: Any) -> bool:
     return is_distributed(tensor) and any(placement.is_shard() for placement in tensor.placements)
 
 
+def is_cleared(grad: Any) -> bool:
+    """Whether a gradient on a mesh has no memory: ``clear_grad(set_to_zero=False)`` leaves such a tensor, not None."""
+    return is_distributed(grad) and not grad._is_initialized()
+
+
 def local(tensor: Any) -> Any:
     """This rank's part of a tensor, in the same memory and under the same name; any other tensor or None as it is."""
     if not is_distributed(tensor):

@@ -23,6 +23,7 @@ from paddle.regularizer import WeightDecayRegularizer
 from . import arguments, checkpoint
 from .arguments import NO_CHECKS, GroupChecks, dtype_name, is_tensor
 from .caller import warn
+from .distributed_tensors import is_cleared
 from .gradients import dense, native_form, shaped
 from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
@@ -424,6 +425,7 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
         self._first_part = self._first_part or not by_group or param_group_idx == 0
         if isinstance(params_grads, dict):
             params_grads = params_grads["params"]
+        params_grads = [pair for pair in params_grads if not is_cleared(pair[1])]
         if self._first_part and self._calls_hooks():
             self._before_step()
         if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):

@@ -11,7 +11,7 @@ from typing import Any
 import paddle
 from paddle import _C_ops
 
-from .distributed_tensors import is_distributed, placed_like
+from .distributed_tensors import is_cleared, is_distributed, placed_like
 
 
 def shaped(param: Any, grad: Any) -> Any:
@@ -26,12 +26,13 @@ def native_form(param: Any, grad: Any) -> Any:
     GPU each step makes a dense copy. On a mesh the gradient is placed as its parameter is, which sums partial sums.
 
     Raises:
-        ValueError: the parameter is on a mesh, and the gradient is not.
+        ValueError: the parameter is on a mesh, and the gradient is not, or has no memory.
     """
     if is_distributed(param):
-        if not is_distributed(grad):
+        if not is_distributed(grad) or is_cleared(grad):
+            what = "without memory" if is_distributed(grad) else "on no mesh"
             raise ValueError(
-                f"gradient of parameter {param.name!r}: received a tensor on no mesh, expected one on the parameter's, "
+                f"gradient of parameter {param.name!r}: received a tensor {what}, expected one on its mesh, "
                 "such as backward() leaves"
             )
         return placed_like(grad, param)

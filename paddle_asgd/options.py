@@ -195,7 +195,8 @@ def sort_into_buckets(
             # What some parameters never have does not divide them: its list is shorter than the others.
             made = tuple(tensor is not None or not e.later for e, tensor in zip(state.layout, tensors))
             # The watch samples one bucket, in which it must not count twice what several ranks have whole.
-            key = (*(id(o) if is_tensor(o) else o for o in own[:2]), master is None, made, is_sharded(param))
+            in_shards = state.in_shards and is_sharded(param)
+            key = (*(id(o) if is_tensor(o) else o for o in own[:2]), master is None, made, in_shards)
             bucket = buckets.get(key)
             if bucket is None:
                 lists = tuple([] if is_made else None for is_made in made)

@@ -18,7 +18,7 @@ from paddle import distributed
 from paddle.distributed import Replicate, Shard
 from ranks import caught, run_on_ranks
 
-from paddle_asgd import ASGD, AveragedSGD
+from paddle_asgd import ASGD, AveragedSGD, LipschitzSearch
 from paddle_asgd.fused import FusedOptimizer
 from paddle_asgd.sag import checks
 from paddle_asgd.state import StateTensor
@@ -114,6 +114,9 @@ def job(found: dict[str, Any], folder: Path) -> None:
             run = trained(place, name)
             found[f"{place}_{name}"] = run.values()
             if name == "averaged":
+                with run.optimizer.averaged_parameters():
+                    found[f"{place}_averages"] = run.values()
+                found[f"{place}_restored"] = run.values() == found[f"{place}_averaged"]
                 continue
             found[f"{place}_{name}_norm"] = run.optimizer.gradient_norm()
             found[f"{place}_{name}_ratio"] = run.optimizer.variance_ratio
@@ -125,6 +128,8 @@ def job(found: dict[str, Any], folder: Path) -> None:
     found["room"] = room()
     found["dense"] = dense_gradient()
     found["blocks"] = blocks()
+    found["cleared"] = cleared()
+    found["half"] = half()
 
 
 def local_part(tensor: Any) -> float:
@@ -186,7 +191,43 @@ def dense_gradient() -> list[str]:
     run = Run("parts", asgd())
     param = run.layers[0].weight
     said = [caught(lambda: run.optimizer.apply_gradients([(param, paddle.zeros(param.shape))]))]
-    return [*said, caught(lambda: run.optimizer.sharded_state_dict(run.layers.sharded_state_dict()))]
+    said.append(caught(lambda: run.optimizer.sharded_state_dict(run.layers.sharded_state_dict())))
+    return [*said, caught(lambda: LipschitzSearch(run.optimizer))]
+
+
+def cleared() -> list[int]:
+    """The steps that each parameter has taken, some without a gradient, by every way to a step."""
+    run = Run("replicated", asgd(grad_clip=paddle.nn.ClipGradByGlobalNorm(0.3)))
+    first = run.layers[0](run.layers[0].weight).sum()
+    run.train(0, 1)
+    run.optimizer.clear_grad(False)
+    run.optimizer.step()
+    first.backward()
+    run.optimizer.minimize(first)
+    return [value.item() for key, value in run.optimizer.state_dict().items() if "_m_" in key]
+
+
+def half() -> bool:
+    """Whether replicated 16-bit parameters with master weights have the bits of one process.
+
+    Their gradients are made by hand, and none is in parts, because Paddle cannot multiply or divide them on the CPU.
+    """
+    one = paddle.create_parameter([4, 6], "float16")
+    mesh = distributed.ProcessMesh([0, 1], dim_names=["x"])
+    other = distributed.shard_tensor(one.clone(), mesh, [Replicate()])
+    other.stop_gradient = False
+    optimizers = [ASGD(0.1, N, [param], multi_precision=True) for param in (one, other)]
+    for step in range(2 * N):
+        if step == N:
+            state = optimizers[1].state_dict()
+            optimizers[1] = ASGD(0.1, N, [other], multi_precision=True)
+            optimizers[1].set_state_dict(state)
+        one.grad = paddle.full([4, 6], 0.1 + step, "float16")
+        other.grad = distributed.shard_tensor(one.grad, mesh, other.placements)
+        for optimizer in optimizers:
+            optimizer.step()
+    masters = [whole(*optimizer.state_dict()["master_weights"].values()).tolist() for optimizer in optimizers]
+    return masters[0] == masters[1] and whole(other).tolist() == one.tolist()
 
 
 def blocks() -> list[str]:
@@ -270,13 +311,32 @@ def test_a_resumed_run_continues_bit_for_bit(ranks: list[dict[str, Any]], place:
         assert found[f"{place}_{name}_{load}"] == found[f"{place}_{name}"]
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_averages_are_those_of_one_process(ranks: list[dict[str, Any]], place: str) -> None:
+    alone = trained("alone", "averaged")
+    with alone.optimizer.averaged_parameters():
+        for found in ranks:
+            assert_close(found[f"{place}_averages"], alone.values())
+            assert found[f"{place}_restored"]
+
+
+def test_16_bits_have_the_bits_of_one_process(ranks: list[dict[str, Any]]) -> None:
+    assert [found["half"] for found in ranks] == [True, True]
+
+
+def test_cleared_gradients_take_no_step(ranks: list[dict[str, Any]]) -> None:
+    """On a mesh Paddle leaves a tensor without memory where there is None otherwise."""
+    assert [found["cleared"] for found in ranks] == [[2, 2, 1, 1]] * 2
+
+
 def test_what_is_refused(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert found["refused_mesh"].startswith("ValueError: parameters[0], 'linear_")
         assert "on a mesh of 1 ranks, expected Shard and Replicate on one of all 2" in found["refused_mesh"]
         assert found["room"][0] == ""
         assert found["room"][1].startswith("ValueError: batch_num: received 3, which takes")
-        assert "received a tensor on no mesh, expected one on the parameter's" in found["dense"][0]
+        assert "received a tensor on no mesh, expected one on its mesh" in found["dense"][0]
         assert found["dense"][1].startswith("TypeError: sharded_state_dict: received a call where parameters are on a")
+        assert found["dense"][2].startswith("ValueError: optimizer: received one whose parameters shard_tensor has put")
         assert found["blocks"][0] == ""
         assert "because 'scale' has one number for every 128 elements" in found["blocks"][1]

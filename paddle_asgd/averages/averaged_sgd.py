@@ -19,6 +19,7 @@ from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
 from .. import arguments, native
+from ..distributed_tensors import local
 from ..entries import as_tensor, entry_value, number_entry
 from ..fused import FusedOptimizer
 from ..options import Bucket
@@ -250,7 +251,7 @@ class AveragedSGD(FusedOptimizer):
                 f"averaged_parameters: received a call before averaging had begun (t0 = {self._t0:g}), expected it "
                 "after; call start_averaging(), or pass a smaller t0"
             )
-        params, averages = [param for param, _ in averaged], [state["ax"] for _, state in averaged]
+        params, averages = [local(param) for param, _ in averaged], [local(state["ax"]) for _, state in averaged]
         with paddle.no_grad():
             kept = [param.clone() for param in params]
         swap = native.average_swap_call([], [], params, averages)
