@@ -28,7 +28,7 @@ from .gradients import dense, native_form, shaped
 from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
 from .sharded_checkpoint import ShardedCheckpoint
-from .sharding import parts_group, with_copies, without_copies
+from .sharding import parts_group, state_for_part, state_of_part
 from .shortcut import Shortcut
 from .state import ParameterState, StateTensor, expected_gradient
 from .tracing import leave_trace
@@ -677,7 +677,9 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
     def _collect_for_rank(self) -> dict[str, Any]:
         """What ``state_dict`` returns, in a form that wrappers load whole if they have divided the parameters."""
         collected = self._collect()
-        return with_copies(collected, self._number_keys(), self._parameter_list) if self.is_divided else collected
+        if not self.is_divided:
+            return collected
+        return state_of_part(collected, self._number_keys(), self._own_list, self._parameter_list)
 
     def _number_keys(self) -> list[str]:
         """Keys of all entries of a checkpoint that belong to no parameter."""
@@ -715,7 +717,8 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
     def _load_of_rank(self, state_dict: dict[str, Any]) -> None:
         """What ``set_state_dict`` does, for a state that a wrapper may have divided or shortened."""
         if isinstance(state_dict, dict):
-            state_dict = without_copies(state_dict, self._number_keys())
+            lists = (self._own_list or [], self._parameter_list or [])
+            state_dict = state_for_part(state_dict, self._number_keys(), *lists)
             missing = [name for name in self._hyperparameters if name not in state_dict]
             if missing and self.is_divided:
                 warn(
@@ -730,8 +733,7 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
 
         Args:
             state_dict: all entries.
-            load: loads the entries that the ground knows, and makes further C calls with it: ``_load``, which is the
-                default, or ``_load_numbers``.
+            load: takes the others, and further C calls to make with the loading; ``_load`` by default.
         """
         (load or self._load)(state_dict)
 
@@ -745,10 +747,6 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
         self._shortcut = None
         self._check_room_of_part()
         checkpoint.load(self._kept(), state_dict, self._adapt_loaded, *more)
-
-    def _load_numbers(self, numbers: dict[str, Any], *more: Callable[[], Any]) -> None:
-        """Load the entries that belong to no parameter, as ``set_numbers_state_dict`` does."""
-        checkpoint.load_numbers(self._kept(), numbers, *more)
 
     load_state_dict = set_state_dict
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import paddle
 
+from . import checkpoint
 from .arguments import dtype_name, refuse_state, shown
 from .distributed_tensors import is_distributed
 from .entries import SCHEDULER, entry_value, number_entry
@@ -130,6 +131,10 @@ class ShardedCheckpoint:
         self._held_parameters()  # refuses what could not be made
         self._load_entries(rest, self._load_numbers)
         self._take_form(form)
+
+    def _load_numbers(self, numbers: dict[str, Any], *more: Callable[[], Any]) -> None:
+        """Load the entries that belong to no parameter."""
+        checkpoint.load_numbers(self._kept(), numbers, *more)
 
     def _form(self) -> dict[str, int]:
         """Numbers of at least 0 that tell which tensors there are and what they look like, beside the constructor's

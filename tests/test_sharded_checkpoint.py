@@ -93,6 +93,7 @@ class Run:
 
 
 def job(found: dict[str, Any], folder: Path) -> None:
+    parts: dict[str, dict[str, Any]] = {}
     over_gloo.allow_slices()
     over_gloo.allow_loading()
     for kind in ("whole", "slices"):
@@ -102,7 +103,9 @@ def job(found: dict[str, Any], folder: Path) -> None:
             found[f"{kind}_{case}_begins"] = run.train(0, 2)
             run.train(2, STOP)
             run.save(folder / f"{kind}_{case}")
+            parts[f"{kind}_{case}"] = {key: copied(value) for key, value in run.asgd.state_dict().items()}
             found[f"{kind}_{case}"] = run.train(STOP, STEPS)
+            found[f"{kind}_{case}_norm"] = run.optimizer.gradient_norm()
         found[f"{kind}_memory"] = memory()
     for kind in ("slices", "whole"):
         over_gloo.shard(2, by_elements=kind == "slices")
@@ -111,9 +114,34 @@ def job(found: dict[str, Any], folder: Path) -> None:
                 run = Run(case)
                 run.load(folder / f"{saved}_{case}")
                 found[f"{saved}_to_{kind}_{case}"] = run.train(STOP, STEPS)
+        if kind == "slices":
+            state_dicts(found, folder, parts["slices_weighted"])
     found["data_parallel"] = data_parallel()
     found["padding"] = padding()
     found["refused"] = refusals()
+
+
+def copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, paddle.Tensor) else value
+
+
+def state_dicts(found: dict[str, Any], folder: Path, state: dict[str, Any]) -> None:
+    """The state_dict of a rank's slices, loaded by the rank itself, before its first step, and by the others."""
+    number = paddle.distributed.get_rank()
+    paddle.save(state, f"{folder}/{number}.pdopt")
+    paddle.distributed.barrier()
+    saved = [paddle.load(f"{folder}/{rank}.pdopt") for rank in range(2)]
+    run = Run("weighted")
+    load_state_dict(run.layers.sharded_state_dict(), str(folder / "slices_weighted"))
+    run.optimizer.set_state_dict(dict(saved[number]))
+    found["slices_by_state_dict"] = run.train(STOP, STEPS)
+    joined = {**saved[number], **saved[1 - number]}
+    wrong = (
+        (Run("weighted").asgd, saved[1 - number]),
+        (Run("weighted").asgd, joined),
+        (Run("weighted", True).asgd, state),
+    )
+    found["slices_of_others"] = [caught(lambda a=asgd, s=given: a.set_state_dict(s)) for asgd, given in wrong]
 
 
 def data_parallel() -> list[list[float]]:
@@ -231,6 +259,27 @@ def test_slices_have_the_bits_of_whole_parameters(ranks: list[dict[str, Any]], c
     assert ranks[0][f"slices_{case}_begins"] == ranks[0][f"whole_{case}_begins"] == ranks[1][f"slices_{case}_begins"]
     for slices, whole in zip(ranks[0][f"slices_{case}"], ranks[0][f"whole_{case}"]):
         np.testing.assert_allclose(slices, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
+
+
+@needs_fleet
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["whole", "slices"])
+def test_gradient_norm_is_that_of_all_parts(ranks: list[dict[str, Any]], kind: str, case: str) -> None:
+    alone = Run(case, alone=True)
+    alone.train(0, STEPS)
+    norms = [found[f"{kind}_{case}_norm"] for found in ranks]
+    assert norms[0] == norms[1] == pytest.approx(alone.asgd.gradient_norm(), rel=1e-6)
+
+
+@needs_fleet
+def test_the_state_dict_of_slices_is_their_own_ranks(ranks: list[dict[str, Any]]) -> None:
+    """The slices of two ranks have the same names, and here the first ones have the same shapes."""
+    for rank, found in enumerate(ranks):
+        assert found["slices_by_state_dict"] == found["slices_weighted"]
+        of_another = f"ValueError: set_state_dict: it is of the slices of parameters that rank {1 - rank} had"
+        for said in found["slices_of_others"][:2]:
+            assert said.startswith(of_another)
+        assert f"that rank {rank} had" in found["slices_of_others"][2]
 
 
 @needs_fleet
