@@ -36,9 +36,9 @@ def local(tensor: Any) -> Any:
     return part
 
 
-def local_shape(param: Any) -> list[int]:
-    """The shape of this rank's part of a parameter."""
-    return list(param._local_shape if is_distributed(param) else param.shape)
+def local_shape(tensor: Any) -> list[int]:
+    """The shape of this rank's part of a tensor."""
+    return list(tensor._local_shape if is_distributed(tensor) else tensor.shape)
 
 
 def copies_of(param: Any, ranks: int) -> int:
@@ -66,6 +66,8 @@ def check_mesh(argument: str, param: Any) -> None:
     """
     if not is_distributed(param):
         return
+    if not hasattr(paddle.base.core, "dtensor_from_local"):
+        raise ValueError(f"{argument}, {param.name!r}: received a tensor on a mesh, expected that under Paddle 3 alone")
     here, all_ranks = len(param.process_mesh.process_ids), distributed.get_world_size()
     if here != all_ranks or any(placement.is_partial() for placement in param.placements):
         raise ValueError(

@@ -17,7 +17,7 @@ from .arguments import dtype_name, refuse_state, shown
 from .distributed_tensors import is_distributed
 from .entries import SCHEDULER, entry_value, number_entry
 from .sharding import give_memory_to_slices
-from .state import ParameterState, StateTensor, is_16_bit
+from .state import ParameterState, StateTensor, expected_gradient, is_16_bit
 from .tracing import leave_trace
 
 try:
@@ -69,6 +69,11 @@ class ShardedCheckpoint:
                 parameters memory only with the first step.
         """
         leave_trace()
+        if ShardedWeight is None:
+            raise RuntimeError(
+                "sharded_state_dict: received a call under a Paddle without paddle.distributed's ShardedWeight, "
+                "expected one that has it; save state_dict() instead"
+            )
         if any(is_distributed(param) for param in self._parameter_list or ()):
             raise TypeError(
                 "sharded_state_dict: received a call where parameters are on a mesh, expected tensors of this process; "
@@ -87,6 +92,12 @@ class ShardedCheckpoint:
             name, model = named[param.name]
             part = _Part(model, _flat_range(param, whole[param.name]))
             for entry, tensor in zip(self._state.layout, self._state.of(param)):
+                if entry.dtype_of(param) != entry.dtype_of(whole[param.name]):
+                    raise ValueError(
+                        f"model_sharded_state_dict: received a slice of parameter {param.name!r}, whose {entry.name!r} "
+                        "is stored in another form than the whole parameter's would be, expected whole parameters; use "
+                        "sharding without split_param"
+                    )
                 if tensor is not None:
                     sharded.update(_weights(f"{name}.{entry.name}", entry, tensor, part))
             master = self._state.held_master(param)
@@ -147,8 +158,11 @@ class ShardedCheckpoint:
             for place, entry in enumerate(self._state.layout)
             if entry.later
         }
-        history = [place for place, entry in enumerate(self._state.layout) if entry.dtype == "gradient"]
-        wide = any(is_16_bit(p) and dtype_name(t[place].dtype) == "float32" for p, t in made for place in history)
+        wide = any(
+            is_16_bit(param) and entry.dtype_of(param) == "gradient" and dtype_name(tensor.dtype) == "float32"
+            for param, tensors in made
+            for entry, tensor in zip(self._state.layout, tensors)
+        )
         return {**form, _WIDE: int(wide)}
 
     def _check_form(self, form: dict[str, int]) -> None:
@@ -173,17 +187,12 @@ class ShardedCheckpoint:
         """
         params = [param for param in self._held_parameters() if not param.stop_gradient]
         for param in params:
-            wider = is_16_bit(param) and (wide or hasattr(param, "main_grad"))
-            self._state.of_step(param, paddle.float32 if wider else param.dtype, [])
+            dtype = paddle.float32 if wide and is_16_bit(param) else expected_gradient(param)
+            self._state.of_step(param, dtype, [])
         return params
 
     def _held_parameters(self) -> list:
         """The parameters of which this rank has anything, all of them in memory."""
-        if ShardedWeight is None:
-            raise RuntimeError(
-                "sharded_state_dict: received a call under a Paddle without paddle.distributed's ShardedWeight, "
-                "expected one that has it; save state_dict() instead"
-            )
         self._kept()  # refuses a static graph and an optimizer without a list
         self._check_room_of_part()
         give_memory_to_slices(self._own_list, self._parameter_list)
@@ -198,7 +207,7 @@ def _by_parameter(model_sharded_state_dict: Any) -> dict[str, tuple[str, Any]]:
     optimizers do.
     """
     given = model_sharded_state_dict
-    if not isinstance(given, dict) or not all(isinstance(v, ShardedWeight or ()) for v in given.values()):
+    if not isinstance(given, dict) or not all(isinstance(v, ShardedWeight) for v in given.values()):
         raise TypeError(
             f"model_sharded_state_dict: received {shown(given)}, expected a dict of ShardedWeight, such as the model's "
             "sharded_state_dict() returns"

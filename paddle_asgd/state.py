@@ -240,6 +240,8 @@ class ParameterState:
     def bytes_of(self, param: Any) -> dict[str, int]:
         """Bytes of each entry of the layout, by its name, that the parameter has or will have from its first step on.
 
+        Of tensors on a mesh, this rank's part counts.
+
         Args:
             param: the parameter. Before its first step its gradients are taken to be those of ``expected_gradient``.
         """
@@ -248,10 +250,10 @@ class ParameterState:
         for entry in self.layout:
             tensor = held.get(entry.name)
             if tensor is not None:
-                found[entry.name] = math.prod(tensor.shape) * _BYTES[dtype_name(tensor.dtype)]
+                found[entry.name] = math.prod(local_shape(tensor)) * _BYTES[dtype_name(tensor.dtype)]
             elif entry.is_due(param):
                 dtype = _dtype_made(entry, param, expected_gradient(param))
-                found[entry.name] = math.prod(entry.shape(list(param.shape))) * _BYTES[dtype_name(dtype)]
+                found[entry.name] = math.prod(entry.shape(local_shape(param))) * _BYTES[dtype_name(dtype)]
         return found
 
     def entry_of(self, param: Any, entry: StateTensor, undo: list[Callable[[], Any]]) -> Any:

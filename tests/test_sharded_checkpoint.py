@@ -8,6 +8,7 @@ a GPU and runs here by stand-ins (over_gloo.py).
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,7 +18,7 @@ import paddle
 import pytest
 from paddle.distributed import fleet, load_state_dict, save_state_dict
 from paddle.optimizer.lr import ExponentialDecay
-from problems import step_with
+from problems import state_of, step_with
 from ranks import caught, needs_fleet, run_on_ranks
 
 from paddle_asgd import ASGD, AveragedSGD, sharded_checkpoint
@@ -119,6 +120,7 @@ def job(found: dict[str, Any], folder: Path) -> None:
     found["data_parallel"] = data_parallel()
     found["padding"] = padding()
     found["refused"] = refusals()
+    found["narrow"] = narrow(folder)
 
 
 def copied(value: Any) -> Any:
@@ -167,6 +169,33 @@ def memory() -> dict[str, int]:
         "parameters": sum(sizes),
         "largest": max(sizes),
     }
+
+
+def narrow_layers() -> Any:
+    """The first parameter is divided at the end of a block of scales; the second keeps exact gradients."""
+    with paddle.utils.unique_name.guard():
+        return paddle.nn.Sequential(paddle.nn.Linear(128, 128, bias_attr=False), paddle.nn.Linear(128, 1))
+
+
+def narrow(folder: Path) -> list[str]:
+    """Save a narrow history of slices, beside the slices themselves, and try slices that cannot be saved."""
+    said = []
+    for layers, size in ((narrow_layers(), 128), (paddle.nn.Linear(64, 65, bias_attr=False), 64)):
+        asgd = ASGD(0.1, N, layers.parameters(), history_dtype="int8")
+        optimizer, model = fleet.distributed_optimizer(asgd), fleet.distributed_model(layers)
+        for _ in range(4):
+            model(paddle.ones([2, size])).square().mean().backward()
+            optimizer.step()
+            optimizer.clear_grad()
+        sharded: dict[str, Any] = {}
+        said.append(caught(lambda a=asgd, m=layers, s=sharded: s.update(a.sharded_state_dict(m.sharded_state_dict()))))
+        if not said[-1]:
+            save_state_dict(sharded, str(folder / "narrow"))
+            paddle.save(asgd.numbers_state_dict(), str(folder / "narrow" / f"{paddle.distributed.get_rank()}.pd"))
+            state = asgd.state_dict()
+            values = {key: v.numpy() for key, v in state.items() if isinstance(v, paddle.Tensor) and "copy" not in key}
+            np.savez(folder / f"narrow{paddle.distributed.get_rank()}.npz", **values)
+    return said
 
 
 def padding() -> Any:
@@ -313,6 +342,29 @@ def test_blocks_are_divided_at_their_ends_or_not_at_all(ranks: list[dict[str, An
         assert accepted == ""
         shard = [[4], [8], [4 * rank]]
         assert whole == {"weight.scale_0_0": shard, "weight.scale_1_0": shard, "weight.step_0": [[1], [1], [0]]}
+
+
+@needs_fleet
+def test_narrow_histories_of_slices(ranks: list[dict[str, Any]], folder: Path) -> None:
+    """Numbers and scales of whole blocks. A slice of fewer than 4,096 elements is stored in another form."""
+    for found in ranks:
+        assert found["narrow"][0] == ""
+        assert "is stored in another form than the whole parameter's would be" in found["narrow"][1]
+    layers = narrow_layers()
+    optimizer = ASGD(0.1, N, layers.parameters(), history_dtype="int8")
+    optimizer.set_numbers_state_dict(paddle.load(str(folder / "narrow" / "0.pd")))
+    load_state_dict(optimizer.sharded_state_dict(layers.sharded_state_dict()), str(folder / "narrow"))
+    parts = [np.load(folder / f"narrow{rank}.npz") for rank in range(2)]
+    held = state_of(optimizer, layers[0].weight, ("d", "y", "m", "y_scale"))
+    for name, shape in (("y", [N, -1]), ("y_scale", [N, -1]), ("d", [-1])):
+        slices = [part[k] for part in parts for k in part.files if re.fullmatch(rf"linear_0\.w_0_{name}_\d+", k)]
+        whole = np.concatenate(slices, -1)
+        assert held[name].dtype == whole.dtype
+        assert np.array_equal(held[name].reshape(shape), whole)
+    assert held["y"].dtype == np.int8
+    assert held["m"].tolist() == [4]
+    with pytest.raises(ValueError, match=r"set_state_dict: int8_histories is 1, expected 0; create the optimizer with"):
+        ASGD(0.1, N, layers.parameters()).set_numbers_state_dict(optimizer.numbers_state_dict())
 
 
 # ---- In one process --------------------------------------------------------------------------------------------------

@@ -27,7 +27,14 @@ from ..options import Bucket, ParameterOptions
 from ..state import StateTensor
 from .checks import check_count, check_history
 from .gradient_norm import gradient_norm
-from .history import check_history_dtype, check_kept_history, check_loaded_history, narrow_dtype, scale_shape
+from .history import (
+    HISTORY_DTYPES,
+    check_history_dtype,
+    check_kept_history,
+    check_loaded_history,
+    narrow_dtype,
+    scale_shape,
+)
 from .state_bytes import StateBytes, state_bytes
 from .step_inputs import INDEX_USED, THETA_STEP, WATCH, WEIGHTS, StepInputs
 
@@ -396,9 +403,14 @@ class ASGD(FusedOptimizer):
         self._inputs.adapt_clocks(states, undo)
 
     def _form(self) -> dict[str, int]:
-        return {**super()._form(), INDEX_USED: int(self._inputs.index.in_use)}
+        stored = [self._narrow_dtype(param) for param in self._own_list or ()]
+        narrow = {f"{dtype}_histories": stored.count(dtype) for dtype in HISTORY_DTYPES}
+        return {**super()._form(), INDEX_USED: int(self._inputs.index.in_use), **narrow}
 
     def _check_form(self, form: dict[str, int]) -> None:
+        for name, count in self._form().items():
+            if name.endswith("_histories") and form[name] != count:
+                refuse_state(f"{name} is {form[name]}, expected {count}; create the optimizer with that history_dtype")
         if self._inputs.index.in_use and not form[INDEX_USED]:
             refuse_state(f"{INDEX_USED} is 0, and a batch_index of this optimizer has been set: set it after loading")
 
