@@ -22,6 +22,8 @@ from paddle.base.framework import Variable, in_dygraph_mode
 from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
+from .distributed_tensors import check_mesh
+
 try:
     from paddle.pir import Value
 except ImportError:  # the name that it has in Paddle 2.6
@@ -418,7 +420,7 @@ def _check_tensors(argument: str, tensors: list, seen: set[str]) -> None:
 
     Raises:
         TypeError: something is not a tensor, or is not real floating point.
-        ValueError: a tensor was computed by an operation, or its name has been seen.
+        ValueError: a tensor was computed by an operation, its name has been seen, or it is on a mesh that lacks a rank.
     """
     for i, tensor in enumerate(tensors):
         if not is_tensor(tensor):
@@ -439,4 +441,5 @@ def _check_tensors(argument: str, tensors: list, seen: set[str]) -> None:
             raise ValueError(
                 f"{argument}[{i}]: received {tensor.name!r} for the second time, expected each parameter once"
             )
+        check_mesh(f"{argument}[{i}]", tensor)
         seen.add(tensor.name)

@@ -18,6 +18,7 @@ from paddle.optimizer.lr import LRScheduler
 
 from .arguments import FLOATING, dtype_name, refuse_state, shown
 from .caller import warn
+from .distributed_tensors import local, placed_like
 from .entries import SCHEDULER, as_tensor, check_scheduler, entry_value, number_entry, set_scheduler
 from .state import ParameterState, StateTensor, gradient_dtypes
 from .uninterrupted import uninterrupted
@@ -125,15 +126,55 @@ def load(kept: Kept, state_dict: dict[str, Any], adapt: Callable[..., None], *mo
         for param in kept.parameters:
             _check_entries(kept, param, loaded[param.name])
         copies = [call for p in kept.parameters for call in _copies(kept, p, loaded[p.name], undo)]
-        if scheduler is not None:
-            own = vars(kept.learning_rate)
-            undo += [own.clear, partial(own.update, dict(own))]
-            set_scheduler(kept.learning_rate, scheduler)
+        _change_scheduler(kept, scheduler, undo)
         uninterrupted(*copies, *more, undo.clear)
     except BaseException:
         for call in undo:
             call()
         raise
+
+
+def load_numbers(kept: Kept, numbers: dict[str, Any], *more: Callable[[], Any]) -> None:
+    """Check the entries that belong to no parameter, and load the scheduler's state; the parameters' state stays.
+
+    Args:
+        kept: what the optimizer has.
+        numbers: the hyperparameters and the state of the scheduler.
+        more: further C calls, which are made with the loading.
+
+    Raises:
+        ValueError: an entry is missing, unknown, or not the optimizer's own. Nothing has been written.
+        RuntimeError: Paddle is in static graph mode.
+    """
+    _require_dygraph("set_numbers_state_dict")
+    rest = dict(numbers)
+    scheduler = check_scheduler(kept.learning_rate, rest.pop(SCHEDULER, None))
+    if not _check_hyperparameters(kept, rest):
+        refuse_state(f"{' or '.join(kept.hyperparameters)} is missing, expected what numbers_state_dict() returned")
+    if rest:
+        refuse_state(f"entry {next(iter(rest))!r} is unknown, expected what numbers_state_dict() returned")
+    undo: list[Callable[[], Any]] = []
+    try:
+        _change_scheduler(kept, scheduler, undo)
+        uninterrupted(*more, undo.clear)
+    except BaseException:
+        for call in undo:
+            call()
+        raise
+
+
+def _change_scheduler(kept: Kept, scheduler: dict[str, Any] | None, undo: list[Callable[[], Any]]) -> None:
+    """Load a scheduler's state that has been checked.
+
+    Args:
+        kept: what the optimizer has.
+        scheduler: the state; None if there is nothing to load.
+        undo: gets the calls that undo it.
+    """
+    if scheduler is not None:
+        own = vars(kept.learning_rate)
+        undo += [own.clear, partial(own.update, dict(own))]
+        set_scheduler(kept.learning_rate, scheduler)
 
 
 def _require_dygraph(caller: str) -> None:
@@ -409,4 +450,5 @@ def _assignment(target: Any, value: Any) -> list[Callable[[], Any]]:
     """
     if math.prod(target.shape) == 0:
         return []
+    value, target = local(placed_like(value, target)), local(target)
     return [partial(target.copy_, value if value.dtype == target.dtype else value.astype(target.dtype), True)]

@@ -23,10 +23,12 @@ from paddle.regularizer import WeightDecayRegularizer
 from . import arguments, checkpoint
 from .arguments import NO_CHECKS, GroupChecks, dtype_name, is_tensor
 from .caller import warn
+from .distributed_tensors import is_cleared
 from .gradients import dense, native_form, shaped
 from .hooks import Hooked
 from .options import Bucket, ClipByGroup, Pairs, ParameterOptions, sort_into_buckets
-from .sharding import parts_group, with_copies, without_copies
+from .sharded_checkpoint import ShardedCheckpoint
+from .sharding import parts_group, state_for_part, state_of_part
 from .shortcut import Shortcut
 from .state import ParameterState, StateTensor, expected_gradient
 from .tracing import leave_trace
@@ -38,7 +40,7 @@ def _brief(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, float) else type(value).__name__
 
 
-class FusedOptimizer(Hooked, Optimizer):
+class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
     """Base of optimizers that update all parameters in one native call.
 
     A subclass implements ``_native_call``. The constructor checks its arguments and keeps them.
@@ -278,6 +280,8 @@ class FusedOptimizer(Hooked, Optimizer):
 
     def _parts_group(self) -> Any | None:
         """The ranks that have the other parts of the parameters; None if this process has all of them."""
+        if self._state.in_shards:
+            return paddle.distributed.get_group(0)
         return parts_group() if self.is_divided else None
 
     def _refuse_where_divided(self) -> None:
@@ -421,6 +425,7 @@ class FusedOptimizer(Hooked, Optimizer):
         self._first_part = self._first_part or not by_group or param_group_idx == 0
         if isinstance(params_grads, dict):
             params_grads = params_grads["params"]
+        params_grads = [pair for pair in params_grads if not is_cleared(pair[1])]
         if self._first_part and self._calls_hooks():
             self._before_step()
         if in_dygraph_mode() and isinstance(self._grad_clip, (ClipByGroup, paddle.nn.ClipGradByValue)):
@@ -545,6 +550,7 @@ class FusedOptimizer(Hooked, Optimizer):
             ends: whether this is the last part of the step.
             more: further C calls that belong to the step.
         """
+        buckets = [bucket.on_this_rank() for bucket in buckets]
         rates = [(self._learning_rate_of_step(b.learning_rate), self._decay_of_step(b.weight_decay)) for b in buckets]
         if len(buckets) > 1 and in_dygraph_mode():
             # All or nothing: if the last call would be refused, the first must not have begun.
@@ -671,7 +677,9 @@ class FusedOptimizer(Hooked, Optimizer):
     def _collect_for_rank(self) -> dict[str, Any]:
         """What ``state_dict`` returns, in a form that wrappers load whole if they have divided the parameters."""
         collected = self._collect()
-        return with_copies(collected, self._number_keys(), self._parameter_list) if self.is_divided else collected
+        if not self.is_divided:
+            return collected
+        return state_of_part(collected, self._number_keys(), self._own_list, self._parameter_list)
 
     def _number_keys(self) -> list[str]:
         """Keys of all entries of a checkpoint that belong to no parameter."""
@@ -709,7 +717,8 @@ class FusedOptimizer(Hooked, Optimizer):
     def _load_of_rank(self, state_dict: dict[str, Any]) -> None:
         """What ``set_state_dict`` does, for a state that a wrapper may have divided or shortened."""
         if isinstance(state_dict, dict):
-            state_dict = without_copies(state_dict, self._number_keys())
+            lists = (self._own_list or [], self._parameter_list or [])
+            state_dict = state_for_part(state_dict, self._number_keys(), *lists)
             missing = [name for name in self._hyperparameters if name not in state_dict]
             if missing and self.is_divided:
                 warn(
@@ -719,9 +728,14 @@ class FusedOptimizer(Hooked, Optimizer):
                 )
         self._load_entries(state_dict)
 
-    def _load_entries(self, state_dict: dict[str, Any]) -> None:
-        """What ``set_state_dict`` does; a subclass may take entries of its own out before."""
-        self._load(state_dict)
+    def _load_entries(self, state_dict: dict[str, Any], load: Callable[..., None] | None = None) -> None:
+        """What ``set_state_dict`` does; a subclass may take entries of its own out before.
+
+        Args:
+            state_dict: all entries.
+            load: takes the others, and further C calls to make with the loading; ``_load`` by default.
+        """
+        (load or self._load)(state_dict)
 
     def _load(self, state_dict: dict[str, Any], *more: Callable[[], Any]) -> None:
         """Load a state_dict as ``set_state_dict`` does.

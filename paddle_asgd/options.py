@@ -16,6 +16,7 @@ from paddle.base.framework import in_dygraph_mode
 from paddle.regularizer import WeightDecayRegularizer
 
 from .arguments import NO_CHECKS, GroupChecks, check_groups, check_number, is_tensor
+from .distributed_tensors import is_distributed, is_sharded, local
 from .state import ParameterState, state_guard
 
 #: Parameters, each with its gradient.
@@ -38,6 +39,14 @@ class Bucket(NamedTuple):
     def numel(self) -> int:
         """Number of elements of all parameters."""
         return sum(math.prod(param.shape) for param in self.params)
+
+    def on_this_rank(self) -> Bucket:
+        """The bucket with this rank's part of each tensor that is on a mesh."""
+        if not any(map(is_distributed, self.params)):
+            return self
+        lists = [None if tensors is None else list(map(local, tensors)) for tensors in (*self.state, self.masters)]
+        params, grads = ([local(tensor) for tensor in tensors] for tensors in (self.params, self.grads))
+        return self._replace(params=params, grads=grads, state=tuple(lists[:-1]), masters=lists[-1])
 
 
 class Options(NamedTuple):
@@ -185,7 +194,9 @@ def sort_into_buckets(
                 master = None
             # What some parameters never have does not divide them: its list is shorter than the others.
             made = tuple(tensor is not None or not e.later for e, tensor in zip(state.layout, tensors))
-            key = (*(id(o) if is_tensor(o) else o for o in own[:2]), master is None, made)
+            # The watch samples one bucket, in which it must not count twice what several ranks have whole.
+            in_shards = state.in_shards and is_sharded(param)
+            key = (*(id(o) if is_tensor(o) else o for o in own[:2]), master is None, made, in_shards)
             bucket = buckets.get(key)
             if bucket is None:
                 lists = tuple([] if is_made else None for is_made in made)

@@ -17,7 +17,10 @@ import paddle
 from paddle.distributed import fleet
 
 from .arguments import refuse_state
-from .entries import entry_value
+from .entries import entry_value, number_entry
+
+#: The entry of a checkpoint that names the rank whose slices it is of.
+_SLICES = "slices_of_rank"
 
 
 def parts_group() -> Any | None:
@@ -64,6 +67,81 @@ def gathered(numbers: list[float], group: Any | None) -> list[list[float]]:
 
 
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def give_memory_to_slices(whole: Iterable[Any], parts: Iterable[Any]) -> None:
+    """Give memory to the slices that fleet's ``split_param`` has put in place of parameters: part of that of these.
+
+    The wrapper itself does so with its first step. A slice of which this rank has nothing stays without.
+
+    Args:
+        whole: the parameters that the optimizer was made with.
+        parts: the list that a wrapper has put in its place.
+
+    Raises:
+        RuntimeError: the wrapper's buffers cannot be found.
+    """
+    named = {param.name: param for param in parts}
+    if all(named.get(param.name, param) is param for param in whole):
+        return
+    buffers = [buffer for buffer in (getattr(param, "comm_buffer_ref", lambda: None)() for param in whole) if buffer]
+    for buffer in buffers:
+        for param in buffer.params:
+            view = buffer._sharding_param_grad_view[param.name]
+            if view.has_effective_slice_param:
+                view.fill_slice_param(named[param.name])
+    if not buffers and not any(param._is_initialized() for param in named.values()):
+        raise RuntimeError(
+            "sharded_state_dict: received a call before the first step under a wrapper that gives the parameters "
+            "memory with it, expected one after; take a step first"
+        )
+
+
+def state_of_part(state_dict: dict[str, Any], names: Iterable[str], whole: list, parts: list) -> dict[str, Any]:
+    """The checkpoint of a process to which a wrapper has left a part of the parameters.
+
+    Args:
+        state_dict: what its optimizer has collected.
+        names: the keys of the numbers that belong to no parameter.
+        whole: the parameters that the optimizer was made with.
+        parts: the list that the wrapper has put in its place.
+    """
+    rank = _rank_of_slices(whole, parts)
+    slices = {} if rank is None else {_SLICES: number_entry([rank], "int64")}
+    return with_copies({**state_dict, **slices}, [*names, _SLICES], parts)
+
+
+def state_for_part(state_dict: dict[str, Any], names: Iterable[str], whole: list, parts: list) -> dict[str, Any]:
+    """A checkpoint as the optimizer itself would have written it, perhaps with more parameters than it has.
+
+    Args:
+        state_dict: what a user or a wrapper loads.
+        names: the keys of the numbers that belong to no parameter.
+        whole: the parameters that the optimizer was made with.
+        parts: its list now, which may be a wrapper's.
+
+    Raises:
+        ValueError: copies of a number differ, or it is of another rank's slices, which have the same names as this
+            rank's and may have the same shapes.
+    """
+    rest = without_copies(state_dict, [*names, _SLICES])
+    entry, own = rest.pop(_SLICES, None), _rank_of_slices(whole, parts)
+    rank = None if entry is None else entry_value(entry)
+    if rank is not None and rank != own:
+        refuse_state(
+            f"it is of the slices of parameters that rank {rank} had, expected this rank's own; for others use "
+            "sharded_state_dict()"
+        )
+    if own is not None:
+        give_memory_to_slices(whole, parts)
+    return rest
+
+
+def _rank_of_slices(whole: list, parts: list) -> int | None:
+    """The rank in its sharding group of a process that has slices of parameters; None if it has whole ones."""
+    named = {param.name: param for param in whole}
+    group = parts_group()
+    return None if group is None or all(named.get(param.name) is param for param in parts) else group.rank
 
 
 def with_copies(state_dict: dict[str, Any], names: Iterable[str], params: Iterable[Any]) -> dict[str, Any]:

@@ -18,6 +18,18 @@ from paddle.optimizer import Optimizer
 
 from .arguments import BYTES, dtype_name
 from .caller import warn
+from .distributed_tensors import (
+    is_distributed,
+    is_sharded,
+    local,
+    local_shape,
+    placed_beside,
+    placed_like,
+    rebuilt_like,
+)
+
+#: A length that no number of slots and no clock has, to find out what a shape depends on.
+_LENGTH = 1 << 40
 
 
 class StateTensor(NamedTuple):
@@ -49,6 +61,24 @@ class StateTensor(NamedTuple):
     def is_due(self, param: Any) -> bool:
         """Whether the parameter has this tensor from its first step on."""
         return not self.later and not (self.partial and self.dtype_of(param) is None)
+
+    def follows(self) -> tuple[int, int]:
+        """How its shape follows the parameter's.
+
+        Returns:
+            The number of dimensions before the parameter's, or before one that counts blocks of its elements; and the
+            number of elements in a block, 1 without blocks, 0 if the shape does not depend on the parameter's.
+
+        Examples:
+            >>> StateTensor("y", "gradient", lambda shape: [3, *shape]).follows()
+            (1, 1)
+            >>> StateTensor("y_scale", "float32", lambda shape: [3, -(-shape[0] // 128)]).follows()
+            (1, 128)
+            >>> StateTensor("m", "int64", lambda shape: [1]).follows()
+            (0, 0)
+        """
+        once, twice = self.shape([_LENGTH]), self.shape([2 * _LENGTH])
+        return len(once) - 1, _LENGTH // once[-1] if twice[-1] == 2 * once[-1] else 0
 
 
 #: Bytes of an element of every dtype that state may have.
@@ -86,6 +116,8 @@ class ParameterState:
         self._on_change = on_change
         self.layout = layout
         (self.counter,) = (entry for entry in layout if entry.counts_steps)
+        #: whether there is state of a parameter of which other ranks of a mesh have other parts
+        self.in_shards = False
         #: the names of entries that come later and that a step makes now where they are missing
         self.due: frozenset[str] = frozenset()
         self._warned_of_16_bit = False
@@ -188,17 +220,27 @@ class ParameterState:
             entry: the entry.
             gradient_dtype: what replaces "gradient" as the dtype of an entry.
         """
+        if is_distributed(param):
+            _check_shards(param, entry)
+            self.in_shards = self.in_shards or is_sharded(param)
         master = self.held_master(param)
-        return self._optimizer._add_accumulator(
+        owner = param if master is None or self._owner_name(param) == param.name else master
+        tensor = self._optimizer._add_accumulator(
             entry.name,
-            param if master is None or self._owner_name(param) == param.name else master,
+            owner,
             dtype=_dtype_made(entry, param, gradient_dtype),
-            shape=entry.shape(list(param.shape)),
+            shape=entry.shape(local_shape(param)),
             device=_device_of(param),
         )
+        if is_distributed(param) and entry.follows()[1] == 1:
+            tensor = placed_beside(tensor, param, entry.follows()[0])
+            self._optimizer._accumulators[self.key(entry.name)][owner.name] = tensor
+        return tensor
 
     def bytes_of(self, param: Any) -> dict[str, int]:
         """Bytes of each entry of the layout, by its name, that the parameter has or will have from its first step on.
+
+        Of tensors on a mesh, this rank's part counts.
 
         Args:
             param: the parameter. Before its first step its gradients are taken to be those of ``expected_gradient``.
@@ -208,10 +250,10 @@ class ParameterState:
         for entry in self.layout:
             tensor = held.get(entry.name)
             if tensor is not None:
-                found[entry.name] = math.prod(tensor.shape) * _BYTES[dtype_name(tensor.dtype)]
+                found[entry.name] = math.prod(local_shape(tensor)) * _BYTES[dtype_name(tensor.dtype)]
             elif entry.is_due(param):
                 dtype = _dtype_made(entry, param, expected_gradient(param))
-                found[entry.name] = math.prod(entry.shape(list(param.shape))) * _BYTES[dtype_name(dtype)]
+                found[entry.name] = math.prod(entry.shape(local_shape(param))) * _BYTES[dtype_name(dtype)]
         return found
 
     def entry_of(self, param: Any, entry: StateTensor, undo: list[Callable[[], Any]]) -> Any:
@@ -295,8 +337,9 @@ class ParameterState:
         """
         owner = self._owner_name(param)
         held = self._optimizer._accumulators[self.key(name)]
-        tensor = value._copy_to(held[owner].place, True)
-        tensor.name = held[owner].name  # by which checkpoints are matched
+        before = held[owner]
+        tensor = rebuilt_like(local(placed_like(value, before))._copy_to(before.place, True), before)
+        tensor.name = before.name  # by which checkpoints are matched
         tensor.persistable = tensor.stop_gradient = True
         return partial(held.__setitem__, owner, tensor)
 
@@ -363,6 +406,20 @@ class ParameterState:
         warn(
             f"{type(self._optimizer).__name__}: parameter {param.name!r} is {dtype_name(param.dtype)} and is rounded "
             "to it after every step, which loses small updates. multi_precision=True keeps a float32 copy instead."
+        )
+
+
+def _check_shards(param: Any, entry: StateTensor) -> None:
+    """Refuse a parameter on a mesh whose parts cannot have an entry of their own.
+
+    Raises:
+        ValueError: the entry has one number for a block of elements, and a rank has only a part of the parameter.
+    """
+    elements = entry.follows()[1]
+    if elements > 1 and is_sharded(param):
+        raise ValueError(
+            f"parameters: received {param.name!r} with {param.placements}, expected Replicate, because {entry.name!r} "
+            f"has one number for every {elements} elements of the whole parameter"
         )
 
 

@@ -19,6 +19,7 @@ from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
 from .. import arguments, native
+from ..distributed_tensors import local
 from ..entries import as_tensor, entry_value, number_entry
 from ..fused import FusedOptimizer
 from ..options import Bucket
@@ -250,7 +251,7 @@ class AveragedSGD(FusedOptimizer):
                 f"averaged_parameters: received a call before averaging had begun (t0 = {self._t0:g}), expected it "
                 "after; call start_averaging(), or pass a smaller t0"
             )
-        params, averages = [param for param, _ in averaged], [state["ax"] for _, state in averaged]
+        params, averages = [local(param) for param, _ in averaged], [local(state["ax"]) for _, state in averaged]
         with paddle.no_grad():
             kept = [param.clone() for param in params]
         swap = native.average_swap_call([], [], params, averages)
@@ -285,7 +286,7 @@ class AveragedSGD(FusedOptimizer):
         started = {STARTED: number_entry([1], "int64")} if self._started else {}
         return {**super()._collect(), **started}
 
-    def _load_entries(self, state_dict: dict[str, Any]) -> None:
+    def _load_entries(self, state_dict: dict[str, Any], load: Callable[..., None] | None = None) -> None:
         if self._swapped:
             raise RuntimeError("set_state_dict: received a call within averaged_parameters(), expected it outside")
         started, rest = False, state_dict
@@ -293,7 +294,14 @@ class AveragedSGD(FusedOptimizer):
             started = self._check_started(state_dict.get(STARTED))
             rest = {key: value for key, value in state_dict.items() if key != STARTED}
         self._loads_started = started
-        self._load(rest, partial(setattr, self, "_started", started))
+        (load or self._load)(rest, partial(setattr, self, "_started", started))
+
+    def _form(self) -> dict[str, int]:
+        return {**super()._form(), "steps_taken": self._steps}
+
+    def _take_form(self, form: dict[str, int]) -> None:
+        super()._take_form(form)
+        self._steps = form["steps_taken"]
 
     @staticmethod
     def _check_started(entry: Any) -> bool:

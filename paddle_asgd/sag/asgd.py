@@ -20,15 +20,23 @@ from paddle.optimizer.lr import LRScheduler
 from paddle.regularizer import WeightDecayRegularizer
 
 from .. import native
+from ..arguments import refuse_state
 from ..entries import as_tensor
 from ..fused import FusedOptimizer
 from ..options import Bucket, ParameterOptions
 from ..state import StateTensor
 from .checks import check_count, check_history
 from .gradient_norm import gradient_norm
-from .history import check_history_dtype, check_kept_history, check_loaded_history, narrow_dtype, scale_shape
+from .history import (
+    HISTORY_DTYPES,
+    check_history_dtype,
+    check_kept_history,
+    check_loaded_history,
+    narrow_dtype,
+    scale_shape,
+)
 from .state_bytes import StateBytes, state_bytes
-from .step_inputs import THETA_STEP, WATCH, WEIGHTS, StepInputs
+from .step_inputs import INDEX_USED, THETA_STEP, WATCH, WEIGHTS, StepInputs
 
 
 class ASGD(FusedOptimizer):
@@ -236,7 +244,8 @@ class ASGD(FusedOptimizer):
         inputs = self._inputs
         if inputs.watch is not None and inputs.steps % self._n == 0:
             # The lists are compared here, because with one batch every step ends a pass, and calls would show.
-            inputs.watch.end_pass(None if self._parameter_list is self._own_list else self._parts_group())
+            whole = self._parameter_list is self._own_list and not self._state.in_shards
+            inputs.watch.end_pass(None if whole else self._parts_group())
 
     def _native_call(
         self, bucket: Bucket, rates: tuple[Any, Any], found_inf: Any, leads: bool, check_only: bool = False
@@ -378,12 +387,12 @@ class ASGD(FusedOptimizer):
 
     load_state_dict = set_state_dict
 
-    def _load_entries(self, state_dict: dict[str, Any]) -> None:
+    def _load_entries(self, state_dict: dict[str, Any], load: Callable[..., None] | None = None) -> None:
         inputs, rest, step = self._inputs, state_dict, 0
         if isinstance(state_dict, dict):
             step = inputs.check_loaded(state_dict)
             rest = {key: value for key, value in state_dict.items() if key not in (WEIGHTS, THETA_STEP)}
-        self._load(rest, inputs.going_on_at(step))
+        (load or self._load)(rest, inputs.going_on_at(step))
 
     def _adapt_loaded(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
         for param in self._parameter_list:
@@ -392,6 +401,23 @@ class ASGD(FusedOptimizer):
                 history = as_tensor(param.name, "y", entries["y"])
                 check_loaded_history(param, history, self._history_dtype_of(param, self._options))
         self._inputs.adapt_clocks(states, undo)
+
+    def _form(self) -> dict[str, int]:
+        stored = [self._narrow_dtype(param) for param in self._own_list or ()]
+        narrow = {f"{dtype}_histories": stored.count(dtype) for dtype in HISTORY_DTYPES}
+        return {**super()._form(), INDEX_USED: int(self._inputs.index.in_use), **narrow}
+
+    def _check_form(self, form: dict[str, int]) -> None:
+        for name, count in self._form().items():
+            if name.endswith("_histories") and form[name] != count:
+                refuse_state(f"{name} is {form[name]}, expected {count}; create the optimizer with that history_dtype")
+        if self._inputs.index.in_use and not form[INDEX_USED]:
+            refuse_state(f"{INDEX_USED} is 0, and a batch_index of this optimizer has been set: set it after loading")
+
+    def _take_form(self, form: dict[str, int]) -> None:
+        if form[INDEX_USED]:
+            self._inputs.use_index(self._state)
+        super()._take_form(form)
 
     def _shown(self) -> dict[str, str]:
         narrow = {} if self._history_dtype is None else {"history_dtype": repr(self._history_dtype)}

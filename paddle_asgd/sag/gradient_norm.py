@@ -15,6 +15,7 @@ from paddle.base.framework import in_dygraph_mode
 
 from .. import native
 from ..arguments import dtype_name, is_tensor
+from ..distributed_tensors import copies_of, local
 from ..sharding import summed
 from ..state import ParameterState
 from .step_inputs import StepInputs
@@ -28,6 +29,8 @@ class _Known(NamedTuple):
     m: Any
     master: Any
     decay: Any
+    #: the number of ranks of the group that know the same
+    copies: int = 1
 
 
 def gradient_norm(
@@ -47,6 +50,11 @@ def gradient_norm(
     in_graph = not in_dygraph_mode()
     found = [_in_scope(*pair, state) if in_graph else _held(*pair, state) for pair in trained]
     known = [entry for entry in found if entry is not None]
+    if state.in_shards:
+        # What several ranks have must count once.
+        pairs = zip(trained, found)
+        shares = [copies_of(param, group.nranks) for (param, _), entry in pairs if entry is not None]
+        known = [entry._replace(copies=copies) for entry, copies in zip(known, shares)]
     if group is not None:
         # A rank whose part is empty takes part, too, or the others would wait for it.
         mine = paddle.to_tensor([_sum_of_squares(known, inputs), len(known)], dtype="float64")
@@ -65,7 +73,9 @@ def gradient_norm(
 def _held(param: Any, decay: Any, state: ParameterState) -> _Known | None:
     """What dygraph knows of a parameter; None if it has taken no step."""
     tensors = state.named(param)
-    return None if tensors is None else _Known(param, tensors["d"], tensors["m"], state.held_master(param), decay)
+    if tensors is None:
+        return None
+    return _Known(*map(local, (param, tensors["d"], tensors["m"], state.held_master(param))), decay)
 
 
 def _in_scope(param: Any, decay: Any, state: ParameterState) -> _Known | None:
@@ -115,15 +125,15 @@ def _sum_of_squares(known: list[_Known], inputs: StepInputs) -> float:
     calls: dict[tuple, list[_Known]] = {}
     for entry in known:
         decay = id(entry.decay) if is_tensor(entry.decay) else entry.decay
-        calls.setdefault((str(entry.m.place), entry.master is None, decay), []).append(entry)
+        calls.setdefault((str(entry.m.place), entry.master is None, decay, entry.copies), []).append(entry)
     total = 0.0
     for same in calls.values():
-        params, d, m, masters, decays = zip(*same)
+        params, d, m, masters, decays, copies = zip(*same)
         place = m[0].place
         part = paddle.to_tensor([0.0], dtype="float64", place=place)
         native.asgd_norm(
             *(params, d, m, None if masters[0] is None else masters),
             *(inputs.n, inputs.index.in_use, inputs.weights_on(place), decays[0], part),
         )
-        total += part.item()
+        total += part.item() / copies[0]
     return total

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..arguments import BYTES, FLOATING, dtype_name, refuse_state, shown
+from ..distributed_tensors import local_shape
 
 #: What ``history_dtype`` may be besides None; each takes less memory than the one before.
 HISTORY_DTYPES = ("int16", "int8")
@@ -77,7 +78,7 @@ def scale_shape(shape: Sequence[int], n: int) -> list[int]:
 
 
 def history_bytes(param: Any, n: int, history_dtype: str | None) -> int:
-    """Bytes of a parameter's history with its scales, if its gradients have the parameter's dtype.
+    """Bytes of a parameter's history with its scales on this rank, if its gradients have the parameter's dtype.
 
     Args:
         param: the parameter.
@@ -86,7 +87,7 @@ def history_bytes(param: Any, n: int, history_dtype: str | None) -> int:
     """
     narrow = narrow_dtype(param, history_dtype)
     if narrow is None:
-        return n * math.prod(param.shape) * BYTES[dtype_name(param.dtype)]
+        return n * math.prod(local_shape(param)) * BYTES[dtype_name(param.dtype)]
     return n * math.prod(param.shape) * _STORED_BYTES[narrow] + SCALE_BYTES * math.prod(scale_shape(param.shape, n))
 
 

@@ -16,6 +16,7 @@ from paddle.regularizer import L2Decay
 
 from ..arguments import check_positive, dtype_name, is_tensor, shown
 from ..caller import warn
+from ..distributed_tensors import is_distributed
 from ..fused import FusedOptimizer
 from ..gradients import dense
 from ..options import Options
@@ -87,7 +88,7 @@ class LipschitzSearch:
 
     Raises:
         TypeError: an argument is of the wrong type, or the learning rate is a scheduler or a tensor.
-        ValueError: an argument is out of range, or a wrapper has divided the optimizer's parameters among ranks.
+        ValueError: an argument is out of range, or the optimizer's parameters are divided among ranks or on a mesh.
         RuntimeError: Paddle is in static graph mode, where no loss has a value yet.
 
     Examples:
@@ -336,6 +337,11 @@ class LipschitzSearch:
                 "optimizer: received one whose parameters a wrapper has divided among ranks, expected one that has all "
                 "parameters, because the search needs the whole gradient; use paddle.DataParallel without sharding, or "
                 "set the learning rate yourself"
+            )
+        if any(map(is_distributed, self._optimizer._parameter_list)):
+            raise ValueError(
+                "optimizer: received one whose parameters shard_tensor has put on a mesh, expected tensors of this "
+                "process; use paddle.DataParallel, or set the learning rate yourself"
             )
         rate = self._optimizer._learning_rate
         if not isinstance(rate, numbers.Real):

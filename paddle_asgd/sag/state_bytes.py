@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..arguments import BYTES
+from ..distributed_tensors import local_shape
 from ..state import ParameterState
 
 
@@ -48,5 +49,5 @@ def state_bytes(params: Iterable[Any], state: ParameterState) -> StateBytes:
         held = state.bytes_of(param)
         history, scales, sums = history + held["y"], scales + held.get("y_scale", 0), sums + held["d"]
         if state.has_master(param):
-            masters += math.prod(param.shape) * BYTES["float32"]
+            masters += math.prod(local_shape(param)) * BYTES["float32"]
     return StateBytes(history, scales, sums, masters)

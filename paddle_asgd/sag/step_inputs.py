@@ -33,6 +33,8 @@ from .watch import WATCH_SIZE, Watch
 
 #: Entries of a checkpoint that hold numbers of these inputs, and not a parameter's state.
 WEIGHTS, THETA_STEP = "batch_weights", "theta_step"
+#: What tells in a sharded checkpoint whether a batch index was ever used, on which the length of the clocks depends.
+INDEX_USED = "batch_index_used"
 #: The name of the watch's tensor, which no checkpoint needs.
 WATCH = "watch"
 
@@ -95,11 +97,18 @@ class StepInputs:
         if self.index.in_use:
             self.index.next = index
         else:
-            self._use_index(index, state)
+            self.use_index(state, index)
         self.index.note_replaced(before, params)
 
-    def _use_index(self, index: Any, state: ParameterState) -> None:
-        """Set the first index, and replace all clocks by those that record which slots have been seen."""
+    def use_index(self, state: ParameterState, index: Any = None) -> None:
+        """Replace all clocks by those that record which slots have been seen, unless they are such.
+
+        Args:
+            state: the parameters' state, which has the clocks.
+            index: the first index, already checked; None if a checkpoint is loaded.
+        """
+        if self.index.in_use:
+            return
         held = [param for param in state.created if state.of(param) is not None]
         if held and _in_static_graph():
             raise RuntimeError(
