@@ -63,6 +63,34 @@ def gathered(numbers: list[float], group: Any | None) -> list[list[float]]:
     return summed(paddle.to_tensor(rows, dtype="float64"), group).tolist()
 
 
+def single_holders(held: list[bool], group: Any) -> list[int | None]:
+    """Which rank of a group, by its number in it, has each of some things alone; None of what none or several have.
+
+    Args:
+        held: of each thing, whether this rank has it; as many on every rank.
+        group: the ranks.
+    """
+    rows = gathered([float(here) for here in held], group)
+    ranks = [[rank for rank, here in enumerate(column) if here] for column in zip(*rows)]
+    return [having[0] if len(having) == 1 else None for having in ranks]
+
+
+def send_from(rank: int, tensor: Any, group: Any) -> None:
+    """Write one rank's tensor into those of all others.
+
+    Args:
+        rank: the number of that rank in the group.
+        tensor: of the same shape and dtype on every rank.
+        group: the ranks.
+    """
+    paddle.distributed.broadcast(tensor, src=group.ranks[rank], group=group)
+
+
+def add_in_place(tensor: Any, group: Any) -> None:
+    """Write the sum of the ranks' tensors into each of them."""
+    paddle.distributed.all_reduce(tensor, group=group)
+
+
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
 
 
