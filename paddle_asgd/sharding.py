@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.base.framework import in_dygraph_mode
 from paddle.distributed import fleet
 
 from .arguments import refuse_state
@@ -34,6 +35,12 @@ def replicas_group() -> Any | None:
     if topology is not None:
         return topology.get_data_parallel_group() if topology.get_data_parallel_world_size() > 1 else None
     return paddle.distributed.get_group(0) if paddle.distributed.get_world_size() > 1 else None
+
+
+def whole_group(ranks: int) -> Any | None:
+    """All ranks, if they are as many as these, at least two, and run in dygraph; else None."""
+    running = in_dygraph_mode() and paddle.distributed.is_initialized()
+    return paddle.distributed.get_group(0) if running and paddle.distributed.get_world_size() == ranks > 1 else None
 
 
 @paddle.no_grad()
