@@ -144,23 +144,25 @@ def averages(ranks: int, rank: int, wrap: Any) -> list[Any]:
         return found + [param.tolist() for param in layers.parameters()]
 
 
-def fit(ranks: int, rank: int, folder: Path) -> dict[str, Any]:
-    """The average of ``Model.fit``, which wraps the model itself where there are ranks."""
-    layers, data = network(), dataset()
-    sampler = sampler_of(ranks, rank, drop_last=True)
+def fit_with(sampler: FixedBatchSampler, **options: Any) -> tuple[Any, WeightAveraging]:
+    """A model that ``Model.fit`` has trained, which wraps it itself where there are ranks."""
+    layers = network()
     model, averaging = paddle.Model(layers), WeightAveraging(ema(0.5))
-    optimizer = ASGD(0.05, sampler.batch_num, layers.parameters(), theta=0.3)
-    model.prepare(optimizer, paddle.nn.MSELoss())
-    loader = paddle.io.DataLoader(data, batch_sampler=sampler)
-    options = {"verbose": 0, "callbacks": [BatchIndexCallback(sampler), averaging]}
-    model.fit(loader, epochs=3, save_dir=str(folder / "saved"), **options)
-    whole = paddle.io.DataLoader(data, batch_size=SAMPLES)
-    score = model.evaluate(whole, verbose=0, callbacks=[averaging])["loss"]
-    average = averaging.averaged_model.averaged_state_dict().values()
+    model.prepare(ASGD(0.05, sampler.batch_num, layers.parameters(), theta=0.3), paddle.nn.MSELoss())
+    loader = paddle.io.DataLoader(dataset(), batch_sampler=sampler)
+    model.fit(loader, verbose=0, callbacks=[BatchIndexCallback(sampler), averaging], **options)
+    return model, averaging
+
+
+def fit(ranks: int, rank: int, folder: Path) -> dict[str, Any]:
+    """The average that ``Model.fit`` leaves, and its score."""
+    model, averaging = fit_with(sampler_of(ranks, rank, drop_last=True), epochs=3, save_dir=str(folder / "saved"))
+    whole = paddle.io.DataLoader(dataset(), batch_size=SAMPLES)
+    averaged = averaging.averaged_model
     return {
-        "averages": [value.tolist() for value in average],
-        "loss": score,
-        "updates": averaging.averaged_model.num_updates,
+        "averages": [value.tolist() for value in averaged.averaged_state_dict().values()],
+        "loss": model.evaluate(whole, verbose=0, callbacks=[averaging])["loss"],
+        "updates": averaged.num_updates,
     }
 
 
@@ -181,6 +183,8 @@ def unlike(rank: int) -> dict[str, str]:
     }.items():
         loader = paddle.io.DataLoader(dataset(), batch_sampler=sampler)
         found[name] = caught(lambda sampler=sampler, loader=loader: list(sampler.enumerate(loader)))
+    sampler = sampler_of(2, rank, seed=1 + rank, drop_last=True)
+    found["fit"] = caught(lambda: fit_with(sampler, epochs=1))
     # On one rank alone, as an evaluation may be: nobody waits.
     if rank == 0:
         sampler = sampler_of(1, 0)
@@ -314,6 +318,7 @@ def test_ranks_with_other_batches_are_told(ranks: list[dict[str, Any]], name: st
         assert said.startswith(f"ValueError: {name}: received ")
         assert f" on rank {rank} and another value on another rank" in said
         assert found["unlike"]["the same"] == ""
+        assert found["unlike"]["fit"].startswith("ValueError: seed: received ")
     assert ranks[0]["unlike"]["alone"] == 3
 
 

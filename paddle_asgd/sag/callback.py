@@ -78,10 +78,11 @@ class BatchIndexCallback(Callback):
             )
 
     def on_epoch_begin(self, epoch: int | None = None, logs: Any = None) -> None:
-        """Look up the order of the sampler's next pass.
+        """Look up the order of the sampler's next pass, and compare it with that of the other ranks.
 
         ``epoch`` is not used: the sampler counts its own epochs, which continue in a second ``fit``.
         """
+        self._sampler.compare_ranks()
         own = self._sampler.state_dict()["epoch"]
         # Without this, the loader's pass could be of a later epoch than the order below, after one that ended early.
         self._sampler.set_epoch(own)

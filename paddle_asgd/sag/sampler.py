@@ -233,8 +233,7 @@ class FixedBatchSampler(BatchSampler):
         consumed once it is yielded, so call ``state_dict`` after the step. Only one pass may run at a time: continuing
         it after another pass, ``set_state_dict`` or ``set_epoch`` is a RuntimeError.
 
-        In dygraph, where ``num_replicas`` is the number of all ranks of ``paddle.distributed``, the beginning of a pass
-        is a collective: the ranks compare their seeds and places, which must be the same.
+        Where several ranks train, the beginning of a pass is a collective, ``compare_ranks``.
 
         Args:
             loader: the ``paddle.io.DataLoader`` whose ``batch_sampler`` is this sampler.
@@ -273,7 +272,7 @@ class FixedBatchSampler(BatchSampler):
         left = getattr(loader, "_iterator", None)
         if getattr(left, "_batches_outstanding", 0):
             _stop(loader, left)
-        self._compare_ranks()
+        self.compare_ranks()
         epoch, begin = self._begin()
         turn, order = self._turns, self.epoch_order(epoch)
         self._planned = order[begin:]
@@ -305,8 +304,16 @@ class FixedBatchSampler(BatchSampler):
                 _stop(loader, batches)
             raise
 
-    def _compare_ranks(self) -> None:
-        """Refuse a pass in which the ranks would not have the parts of the same batches. A collective."""
+    def compare_ranks(self) -> None:
+        """Refuse to go on where the ranks would not have the parts of the same batches in the same order.
+
+        A collective, if Paddle is in dygraph and ``num_replicas`` is the number of all ranks of ``paddle.distributed``;
+        else it does nothing. ``enumerate`` and ``BatchIndexCallback`` call it at the beginning of each pass.
+
+        Raises:
+            ValueError: a seed, an order, a place or another setting is not the same on all ranks, or two have the same
+                number. It is raised on every rank.
+        """
         group = whole_group(self.num_replicas)
         if group is None:
             return
