@@ -83,6 +83,7 @@ def averaged_model(layers: Any, wrap: Any, folder: Path, method: Any = ASGD) -> 
     for number in range(STEPS):
         step(model, optimizer, number)
         averaged.update()
+    found["elsewhere"] = [elsewhere(averaged)]
     found["bytes"] = sum(4 * int(tensor.size) for tensor in averaged._tensors.kept_here.values())
     found["updates"], found["is_divided"] = averaged.num_updates, averaged.is_divided
     before = values(layers)
@@ -90,11 +91,12 @@ def averaged_model(layers: Any, wrap: Any, folder: Path, method: Any = ASGD) -> 
         found["within"] = values(layers)
         found["state_within"] = plain(averaged.state_dict()["averages"])
         found["refused"] = caught(lambda: step(model, optimizer, 0))
+    found["elsewhere"].append(elsewhere(averaged))
     found["restored"] = values(layers) == before
     layers.clear_gradients()
     state = averaged.state_dict()
     found["state"], found["weights"] = plain(state["averages"]), plain(averaged.averaged_state_dict())
-    found["held_by_others"] = [entry.name for entry in averaged._tensors.held if entry.held is None]
+    found["elsewhere"].append(elsewhere(averaged))
     step(model, optimizer, STEPS)
     averaged.update()
     found["next"] = plain(averaged.averaged_state_dict())
@@ -106,6 +108,11 @@ def averaged_model(layers: Any, wrap: Any, folder: Path, method: Any = ASGD) -> 
     averaged.copy_to(other)
     found["copied"] = plain(other.state_dict())
     return found
+
+
+def elsewhere(averaged: AveragedModel) -> list[str]:
+    """The names of the averages of which this rank has nothing now."""
+    return [entry.name for entry in averaged._tensors.held if entry.held is None]
 
 
 def plain(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +200,8 @@ def job(found: dict[str, Any], folder: Path) -> None:
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": 1, "pp_degree": 1, "sharding_degree": 2}
     fleet.init(is_collective=True, strategy=strategy)
     found.update(everything(on_ranks, folder), masters=masters(on_ranks))
+    # Not given to fleet, so every rank has all of it.
+    found["undivided"] = averaged_model(WithFrozen(), alone, folder)["is_divided"]
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +248,12 @@ def test_each_rank_keeps_the_averages_of_its_part(ranks: list[dict[str, Any]], o
         assert [found[name]["bytes"] for found in ranks] == [4 * (20 + 7), 4 * (11 + 7)]
         assert one[name]["bytes"] == 4 * (31 + 7)
     assert [found["single"]["bytes"] for found in ranks] == [12, 0]
-    assert [found["single"]["held_by_others"] for found in ranks] == [[], ["x"]]
+    # Nothing is left of what was fetched for a swap or for a file.
+    assert [found["single"]["elsewhere"] for found in ranks] == [[[]] * 3, [["x"]] * 3]
+    assert ranks[0]["asgd"]["elsewhere"] == [["net.0.bias", "net.2.weight", "net.2.bias"]] * 3
+    assert ranks[1]["asgd"]["elsewhere"] == [["net.0.weight"]] * 3
     assert [found["asgd"]["is_divided"] for found in ranks] == [True, True]
+    assert [found["undivided"] for found in ranks] == [False, False]
     assert one["asgd"]["is_divided"] is False
 
 

@@ -89,10 +89,13 @@ CASES = {
 }
 
 
-def train(case: str, ranks: int, rank: int, wrap: Any, optimizer_of: Any = ASGD, notes: Any = None) -> tuple[Any, Any]:
+def train(
+    case: str, ranks: int, rank: int, wrap: Any, optimizer_of: Any = ASGD, notes: Any = None, divide: Any = None
+) -> tuple[Any, Any]:
     """Four passes; returns the model and the optimizer.
 
     Args:
+        divide: what wraps the optimizer; None: nothing.
         notes: made of the model and the optimizer; what it returns is called after each step.
     """
     dtype, order, in_two = CASES[case]
@@ -101,6 +104,7 @@ def train(case: str, ranks: int, rank: int, wrap: Any, optimizer_of: Any = ASGD,
     options = {"batch_num": sampler.batch_num, "batch_weights": sampler.batch_weights} if optimizer_of is ASGD else {}
     optimizer = optimizer_of(0.05, parameters=layers.parameters(), weight_decay=0.1, **options)
     note = (lambda: None) if notes is None else notes(layers, optimizer)
+    optimizer = optimizer if divide is None else divide(optimizer)
     loader = paddle.io.DataLoader(dataset(), batch_sampler=sampler)
     for _ in range(4):
         for index, (x, y) in sampler.enumerate(loader):
@@ -111,19 +115,28 @@ def train(case: str, ranks: int, rank: int, wrap: Any, optimizer_of: Any = ASGD,
             rest = mse_loss(model(x[half:]), y[half:]) * ((len(x) - half) / len(x))
             sampler.part_loss(index, rest).backward()
             if optimizer_of is ASGD:
-                optimizer.batch_index = index
+                optimizer.set_batch_index(index)
             optimizer.step()
             optimizer.clear_grad()
             note()
     return layers, optimizer
 
 
+def result(layers: Any, optimizer: Any) -> dict[str, Any]:
+    return {"params": [param.tolist() for param in layers.parameters()], "norm": optimizer.gradient_norm()}
+
+
 def cases(ranks: int, rank: int, wrap: Any) -> dict[str, Any]:
-    found = {}
-    for case in CASES:
-        layers, optimizer = train(case, ranks, rank, wrap)
-        found[case] = {"params": [param.tolist() for param in layers.parameters()], "norm": optimizer.gradient_norm()}
-    return found
+    return {case: result(*train(case, ranks, rank, wrap)) for case in CASES}
+
+
+def under_fleet(rank: int, degrees: dict[str, int]) -> dict[str, Any]:
+    """The first case where fleet has been told of the ranks."""
+    strategy = fleet.DistributedStrategy()
+    strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": 1, "pp_degree": 1, **degrees}
+    fleet.init(is_collective=True, strategy=strategy)
+    wraps = fleet.distributed_model, ASGD, None, fleet.distributed_optimizer
+    return result(*train("replacement", 2, rank, *wraps))
 
 
 def averages(ranks: int, rank: int, wrap: Any) -> list[Any]:
@@ -211,6 +224,8 @@ def job(found: dict[str, Any], folder: Path) -> None:
         found[f"weighs_{weighs}"] = ([param.tolist() for param in params], said)
     fleet.init(is_collective=True)
     _, _, found["rates_under_fleet"] = search_of(2, rank, fleet.distributed_model)
+    found["fleet"] = [under_fleet(rank, degrees) for degrees in ({"dp_degree": 2}, {"sharding_degree": 2})]
+    fleet.init(is_collective=True)
     found["not_wrapped"] = caught(lambda: search_of(2, rank, lambda layers: layers))
 
 
@@ -291,6 +306,14 @@ def test_steps_are_those_of_one_process(
         assert all(rank == found[0] for rank in found)
         close(found[0]["params"], one[case]["params"], tolerance)
         assert found[0]["norm"] == pytest.approx(one[case]["norm"], rel=1e-6)
+
+
+def test_steps_under_fleet_are_those_of_data_parallel(ranks: list[dict[str, Any]]) -> None:
+    """With unequal parts and a batch index, to the bit. The norm is a sum of parts under sharding."""
+    for found in ranks:
+        for received in found["fleet"]:
+            assert received["params"] == ranks[0]["cases"]["replacement"]["params"]
+            assert received["norm"] == pytest.approx(ranks[0]["cases"]["replacement"]["norm"], rel=1e-14)
 
 
 def test_averages_are_those_of_one_process(ranks: list[dict[str, Any]]) -> None:
