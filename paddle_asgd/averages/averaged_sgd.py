@@ -266,13 +266,14 @@ class AveragedSGD(FusedOptimizer):
         """
         self._refuse_swap()
         averaged, group = self._averaged(), self._parts_group()
-        whole, begun = self._averaged_on_ranks()
+        everywhere, begun = self._averaged_on_ranks()
         if not begun:
             raise RuntimeError(
                 f"averaged_parameters: received a call before averaging had begun (t0 = {self._t0:g}), expected it "
                 "after; call start_averaging(), or pass a smaller t0"
             )
         params, averages = [param for param, _ in averaged], [state["ax"] for _, state in averaged]
+        whole = params if group is None else everywhere
         with paddle.no_grad():
             kept = [param.clone() for param in whole]
         swap = native.average_swap_call([], [], params, averages)
