@@ -238,7 +238,7 @@ def job(found: dict[str, Any], folder: Path) -> None:
     layers = wide()
     asgd = ASGD(0.1, 8, layers.parameters())
     wrapped = fleet.distributed_model(layers), asgd, fleet.distributed_optimizer(asgd)
-    found["bytes"] = bytes_of_history(*wrapped)
+    found["wide"] = bytes_of_history(*wrapped)
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +346,7 @@ def test_the_batch_index_goes_through_the_wrapper(ranks: list[dict[str, Any]]) -
 def test_bytes_are_those_of_the_docs(ranks: list[dict[str, Any]]) -> None:
     layers = wide()
     asgd = ASGD(0.1, 8, layers.parameters())
-    measured = [bytes_of_history(layers, asgd, asgd), *[found["bytes"] for found in ranks]]
+    measured = [bytes_of_history(layers, asgd, asgd), *[found["wide"] for found in ranks]]
     assert measured[0] == sum(measured[1:])
     row = re.search(r"^\| 2.5 M parameters, n = 8 .*$", DOCS.read_text(), re.MULTILINE)[0]
     assert [f"{count / 1e6:.1f} MB" for count in measured] == re.findall(r"[\d.]+ MB", row)[:3]
