@@ -22,7 +22,7 @@ from .. import arguments, native
 from ..entries import as_tensor, entry_value, number_entry
 from ..fused import FusedOptimizer
 from ..options import Bucket
-from ..sharding import add_in_place, gathered
+from ..sharding import add_in_place, gathered, parts_group
 from ..state import StateTensor
 from ..tracing import leave_trace
 from ..uninterrupted import uninterrupted
@@ -233,7 +233,7 @@ class AveragedSGD(FusedOptimizer):
         """The parameters that have an average on any rank, whole, and whether averaging has begun on any."""
         averaged = self._averaged()
         begun = any(self._has_begun(state) for _, state in averaged)
-        group = self._parts_group()
+        group = parts_group() if self.is_divided else None
         if group is None:
             return [param for param, _ in averaged], begun
         # By name: where fleet divides by elements, this rank's part of a parameter is another tensor of that name.
@@ -265,7 +265,7 @@ class AveragedSGD(FusedOptimizer):
             RuntimeError: averaging has not begun, the averages are in the parameters already, or the mode is static.
         """
         self._refuse_swap()
-        averaged, group = self._averaged(), self._parts_group()
+        averaged, group = self._averaged(), parts_group() if self.is_divided else None
         everywhere, begun = self._averaged_on_ranks()
         if not begun:
             raise RuntimeError(
@@ -273,8 +273,8 @@ class AveragedSGD(FusedOptimizer):
                 "after; call start_averaging(), or pass a smaller t0"
             )
         params, averages = [param for param, _ in averaged], [state["ax"] for _, state in averaged]
-        whole = params if group is None else everywhere
         with paddle.no_grad():
+            whole = params if group is None else everywhere
             kept = [param.clone() for param in whole]
         swap = native.average_swap_call([], [], params, averages)
         restore = native.average_swap_call([], [], whole, kept)
