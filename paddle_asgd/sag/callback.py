@@ -12,6 +12,7 @@ from paddle.base.framework import in_dygraph_mode
 from paddle.callbacks import Callback
 
 from ..arguments import shown
+from ..caller import warn
 from .sampler import FixedBatchSampler
 
 
@@ -75,6 +76,18 @@ class BatchIndexCallback(Callback):
             raise ValueError(
                 f"accumulate_grad_batches: received {accumulated}, expected 1: a slot holds the gradient of one batch; "
                 "make the sampler's batches larger instead"
+            )
+        self._warn_of_parts()
+
+    def _warn_of_parts(self) -> None:
+        """Warn of batches that the ranks cannot share evenly: ``fit`` computes the losses and does not weight them."""
+        ranks = self._sampler.num_replicas
+        uneven = [size for size in self._sampler.batch_sizes if size % ranks]
+        if uneven:
+            warn(
+                f"BatchIndexCallback: a batch of {uneven[0]} samples is divided unequally among {ranks} ranks, and "
+                "Model.fit does not weight the losses of unequal parts; pass drop_last=True to the sampler, or train "
+                "in a loop of your own on sampler.part_loss(index, loss)"
             )
 
     def on_epoch_begin(self, epoch: int | None = None, logs: Any = None) -> None:
