@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | bench | lint: each makes .venv, builds what it needs and does its job. Quick the second time.
+# make demo | demo-distributed | test | bench | lint: each makes .venv, builds what it needs and does its job. Quick the second time.
 # Must not hold what pip, setup.py or pytest can say in their own files.
 
 PADDLE ?= paddlepaddle==3.3.1
@@ -12,10 +12,11 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 PINS := $(if $(findstring ==2.,$(PADDLE)),"numpy<2" "protobuf<5")
 NATIVE := $(wildcard csrc/*.h csrc/*.cc csrc/*.cu)
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo demo-distributed test bench lint clean
 
 help:
 	@echo "make demo   what the method is for, beside SGD, Momentum and Adam, and where it gains nothing; two pictures"
+	@echo "make demo-distributed   two processes come to the numbers of one"
 	@echo "make test   the whole test suite"
 	@echo "make bench  time a step and an average beside those of Paddle and torch, and whole problems beside scikit-learn's solvers"
 	@echo "make lint   ruff and clang-format"
@@ -30,6 +31,10 @@ demo: $(VENV)/built
 	@echo
 	@echo "Pictures: converge_exactly.png and digits_loss.png. Which batches, which learning rate: docs/choosing-batches.md,"
 	@echo "docs/learning-rate.md. The other programs of examples/ run alone, too; README.md says whom the method is for."
+
+demo-distributed: $(VENV)/built
+	PYTHONWARNINGS="ignore:No ccache found" $(PY) -m paddle.distributed.launch --nproc_per_node 2 --backend gloo \
+	  --log_dir $(VENV)/log examples/distributed_digits.py
 
 # On the CPU, unless the caller names a GPU. A process for each core, each takes whole files: what a file compiles is
 # compiled once.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.base.framework import in_dygraph_mode
 from paddle.distributed import fleet
 
 from .arguments import refuse_state
@@ -37,6 +38,12 @@ def replicas_group() -> Any | None:
     if topology is not None:
         return topology.get_data_parallel_group() if topology.get_data_parallel_world_size() > 1 else None
     return paddle.distributed.get_group(0) if paddle.distributed.get_world_size() > 1 else None
+
+
+def whole_group(ranks: int) -> Any | None:
+    """All ranks, if they are as many as these, at least two, and run in dygraph; else None."""
+    running = in_dygraph_mode() and paddle.distributed.is_initialized()
+    return paddle.distributed.get_group(0) if running and paddle.distributed.get_world_size() == ranks > 1 else None
 
 
 @paddle.no_grad()
@@ -64,6 +71,34 @@ def gathered(numbers: list[float], group: Any | None) -> list[list[float]]:
     rows = [[0.0] * len(numbers) for _ in range(group.nranks)]
     rows[group.rank] = numbers
     return summed(paddle.to_tensor(rows, dtype="float64"), group).tolist()
+
+
+def single_holders(held: list[bool], group: Any) -> list[int | None]:
+    """Which rank of a group, by its number in it, has each of some things alone; None of what none or several have.
+
+    Args:
+        held: of each thing, whether this rank has it; as many on every rank.
+        group: the ranks.
+    """
+    rows = gathered([float(here) for here in held], group)
+    ranks = [[rank for rank, here in enumerate(column) if here] for column in zip(*rows)]
+    return [having[0] if len(having) == 1 else None for having in ranks]
+
+
+def send_from(rank: int, tensor: Any, group: Any) -> None:
+    """Write one rank's tensor into those of all others.
+
+    Args:
+        rank: the number of that rank in the group.
+        tensor: of the same shape and dtype on every rank.
+        group: the ranks.
+    """
+    paddle.distributed.broadcast(tensor, src=group.ranks[rank], group=group)
+
+
+def add_in_place(tensor: Any, group: Any) -> None:
+    """Write the sum of the ranks' tensors into each of them."""
+    paddle.distributed.all_reduce(tensor, group=group)
 
 
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------

@@ -97,6 +97,11 @@ def masters_of(optimizer: Any) -> dict[str, Any]:
     return getattr(optimizer, "_master_weights", None) or {}
 
 
+def parameters_of(optimizer: Any) -> list:
+    """The parameters that any Paddle optimizer updates: those of this rank, once a wrapper has divided them."""
+    return getattr(optimizer, "_parameter_list", None) or []
+
+
 def skipped_its_step(optimizer: Any) -> bool:
     """Whether the last step of any Paddle optimizer changed nothing because GradScaler had found an Inf or a NaN."""
     return bool(getattr(optimizer, "_auxiliary_vars", {}).get("found_inf"))

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,12 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def run_on_ranks(job: str, folder: Path, ranks: int = 2) -> list[dict[str, Any]]:
-    """Run a job in one process for each rank; returns what each rank reported.
-
-    Args:
-        job: ``module.function`` of a test file. The function gets a dict, which it fills with what JSON can hold, and
-            the folder.
-        folder: an empty folder, the same for all ranks.
-    """
+@contextlib.contextmanager
+def started(job: str, folder: Path, ranks: int) -> Iterator[list[subprocess.Popen]]:
+    """One process for each rank, all of which are over when the context ends. What they print is in ``folder``."""
     endpoints = [f"127.0.0.1:{port}" for port in free_ports(ranks)]
     code = f"import ranks; ranks.report({job!r}, {str(folder)!r})"
-    processes = []
+    processes: list[subprocess.Popen] = []
     try:
         for rank in range(ranks):
             environment = {
@@ -73,18 +69,36 @@ def run_on_ranks(job: str, folder: Path, ranks: int = 2) -> list[dict[str, Any]]
                         command, cwd=Path(__file__).parent, env=environment, stdout=said, stderr=subprocess.STDOUT
                     )
                 )
-        end = time.monotonic() + SECONDS
-        for rank, process in enumerate(processes):
-            try:
-                code = process.wait(max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                code = "time limit"
-            texts = [(folder / f"{number}.txt").read_text()[-1500:] for number in range(ranks)]
-            assert code == 0, (rank, code, *texts)
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def ends(processes: list[subprocess.Popen], folder: Path) -> Iterator[tuple[int | str, str]]:
+    """How each process ends, in the order of the ranks: its exit code or "time limit", and what it has printed."""
+    end = time.monotonic() + SECONDS
+    for rank, process in enumerate(processes):
+        try:
+            code = process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            code = "time limit"
+        yield code, (folder / f"{rank}.txt").read_text()
+
+
+def run_on_ranks(job: str, folder: Path, ranks: int = 2) -> list[dict[str, Any]]:
+    """Run a job in one process for each rank; returns what each rank reported.
+
+    Args:
+        job: ``module.function`` of a test file. The function gets a dict, which it fills with what JSON can hold, and
+            the folder.
+        folder: an empty folder, the same for all ranks.
+    """
+    with started(job, folder, ranks) as processes:
+        for rank, (code, _) in enumerate(ends(processes, folder)):
+            texts = [(folder / f"{number}.txt").read_text()[-1500:] for number in range(ranks)]
+            assert code == 0, (rank, code, *texts)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,19 @@ def test_what_is_refused() -> None:
 def test_static_graphs_are_refused() -> None:
     with pytest.raises(RuntimeError, match="static graph mode, expected dygraph"):
         BatchIndexCallback(FixedBatchSampler(range(8), 4, seed=0)).on_train_begin()
+
+
+def test_unequal_parts_are_warned_of() -> None:
+    """11 samples in batches of 4 for two ranks: the last has 3. Not so where it is left out, or has an even number."""
+    for length, drop_last, warns in ((11, False, True), (11, True, False), (10, False, False)):
+        data = Data(length)
+        sampler = FixedBatchSampler(data, 2, seed=2, drop_last=drop_last, num_replicas=2, rank=1)
+        model = paddle.Model(paddle.nn.Linear(3, 1))
+        model.prepare(ASGD(0.05, sampler.batch_num, model.parameters()), paddle.nn.MSELoss())
+        loader = paddle.io.DataLoader(data, batch_sampler=sampler)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            fit(model, loader, BatchIndexCallback(sampler), 2)
+        said = [str(warning.message) for warning in given if "BatchIndexCallback" in str(warning.message)]
+        assert len(said) == warns
+        assert all(text.startswith("BatchIndexCallback: a batch of 3 samples is divided unequally") for text in said)

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +32,7 @@ def accuracy(output: str) -> float:
 
 def test_all_examples_are_tested() -> None:
     tested = {"train_digits", "converge_exactly", "linear_probe", "ridge", "sag_convergence", "stability"}
-    tested |= {"averages_digits", "char_lm", "narrow_history"}
+    tested |= {"averages_digits", "char_lm", "narrow_history", "distributed_digits"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -127,6 +130,42 @@ def test_converge_exactly(tmp_path: Path) -> None:
     assert (tmp_path / "converge_exactly.png").read_bytes().startswith(PNG)
 
 
+def distributed_rows(output: str) -> dict[str, tuple[float, float]]:
+    """The objective and the norm of the gradient by the name of the run."""
+    rows = re.findall(r"^  (\d \w+) +([\d.]+) +(\S+)$", output, re.MULTILINE)
+    return {name: (float(loss), float(norm)) for name, loss, norm in rows}
+
+
+def test_distributed_digits(tmp_path: Path) -> None:
+    """One file: two processes come to the objective of one, and so does a process that nobody launched."""
+    script = str(EXAMPLES / "distributed_digits.py")
+    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo", script, "--epochs=10"]
+    with (tmp_path / "said.txt").open("w+") as said:
+        # A group of its own, because who ends the launcher leaves its children behind.
+        launcher = subprocess.Popen(
+            [sys.executable, *launch], cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = launcher.wait(150)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
+            launcher.wait()
+        said.seek(0)
+        output = said.read()
+    assert code == 0, output
+    rows = distributed_rows(output)
+    assert list(rows) == ["2 ranks", "1 process"]
+    assert abs(rows["2 ranks"][0] - rows["1 process"][0]) <= 1e-12 * rows["1 process"][0]
+    found = re.search(r"Relative difference (\S+), expected at most 1e-12\.", output)
+    assert found, output
+    assert float(found[1]) <= 1e-12
+
+    plain = run("distributed_digits.py", tmp_path, "--epochs=10")
+    assert plain.returncode == 0, plain.stderr
+    assert distributed_rows(plain.stdout) == {"1 rank": rows["1 process"]}
+
+
 def test_linear_probe(tmp_path: Path) -> None:
     """ASGD ends at the minimum by loss and by gradient; no other optimizer does, whichever its learning rate."""
     done = run("linear_probe.py", tmp_path)
@@ -213,6 +252,7 @@ def test_sag_convergence(tmp_path: Path) -> None:
         ("char_lm.py", "--characters=9999", "received 9999, expected at least 10000"),
         ("char_lm.py", "--output=missing/lm.png", "there is no folder missing"),
         ("converge_exactly.py", "--epochs=0", "received 0, expected at least 1"),
+        ("distributed_digits.py", "--epochs=0", "received 0, expected at least 1"),
         ("converge_exactly.py", "--output=missing/loss.png", "there is no folder missing"),
         ("linear_probe.py", "--epochs=0", "received 0, expected at least 1"),
         ("linear_probe.py", "--output=missing/probe.png", "there is no folder missing"),

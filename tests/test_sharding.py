@@ -7,6 +7,7 @@ One job of two processes over gloo, which all tests read. Must not test the step
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from paddle_asgd.sag import checks, history
 
 pytestmark = needs_fleet
 
+DOCS = Path(__file__).parents[1] / "docs" / "distributed.md"
 N, STEPS, RATE = 3, 10, 0.1
 WEIGHTS = [4.0, 4.0, 3.0]
 DRAWN = [2, 0, 0, 1, 2, 2, 1, 0]
@@ -192,6 +194,19 @@ def memory(found: dict[str, Any]) -> None:
     found["room_again"] = caught(lambda: rank.train(0, 1))
 
 
+def wide() -> Any:
+    """2.5 million parameters, of which the first tensor has two."""
+    return paddle.nn.Sequential(paddle.nn.Linear(1000, 2000), paddle.nn.Linear(2000, 256), paddle.nn.Linear(256, 10))
+
+
+def bytes_of_history(layers: Any, asgd: ASGD, optimizer: Any) -> int:
+    """Of d, y and m after a step."""
+    layers(paddle.ones([2, 1000])).mean().backward()
+    optimizer.step()
+    states = [state_of(asgd, param) for param in asgd._parameter_list]
+    return sum(state[name].nbytes for state in states for name in ("d", "y", "m"))
+
+
 def job(found: dict[str, Any], folder: Path) -> None:
     strategy = fleet.DistributedStrategy()
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": 1, "pp_degree": 1, "sharding_degree": 2}
@@ -220,6 +235,10 @@ def job(found: dict[str, Any], folder: Path) -> None:
         single.optimizer.step()
         single.optimizer.clear_grad()
     found["single"] += [single.optimizer.gradient_norm()]
+    layers = wide()
+    asgd = ASGD(0.1, 8, layers.parameters())
+    wrapped = fleet.distributed_model(layers), asgd, fleet.distributed_optimizer(asgd)
+    found["wide"] = bytes_of_history(*wrapped)
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +341,15 @@ def test_the_batch_index_goes_through_the_wrapper(ranks: list[dict[str, Any]]) -
     assert ranks[0]["drawn"] == ranks[1]["drawn"]
     for one, part in zip(values(layers), ranks[0]["drawn"]):
         np.testing.assert_allclose(one, part, rtol=0, atol=1e-6 * np.abs(part).max())
+
+
+def test_bytes_are_those_of_the_docs(ranks: list[dict[str, Any]]) -> None:
+    layers = wide()
+    asgd = ASGD(0.1, 8, layers.parameters())
+    measured = [bytes_of_history(layers, asgd, asgd), *[found["wide"] for found in ranks]]
+    assert measured[0] == sum(measured[1:])
+    row = re.search(r"^\| 2.5 M parameters, n = 8 .*$", DOCS.read_text(), re.MULTILINE)[0]
+    assert [f"{count / 1e6:.1f} MB" for count in measured] == re.findall(r"[\d.]+ MB", row)[:3]
 
 
 # ---- In one process, with a list that is divided by hand -------------------------------------------------------------

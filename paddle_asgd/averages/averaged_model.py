@@ -16,6 +16,7 @@ from paddle.optimizer import Optimizer
 
 from ..arguments import check_flag, check_int, shown
 from ..caller import warn
+from ..sharding import parts_group
 from ..step_counter import StepCounter
 from ..tracing import leave_trace
 from ..uninterrupted import uninterrupted
@@ -64,6 +65,10 @@ class AveragedModel:
     ``paddle.amp.decorate`` disturb them, and the model need not be one that can be deep-copied. A parameter that is
     frozen now and trained later is averaged from then on.
 
+    Where fleet's sharding has divided ``optimizer`` among ranks, each rank keeps the averages of its part alone from
+    the first update on. That update, swapping in, ``state_dict``, ``averaged_state_dict`` and ``copy_to`` are then
+    collectives: every rank of the sharding group must call them, and all get the whole average. Leaving a swap is not.
+
     Args:
         model: the ``paddle.nn.Layer`` in training. Load pretrained weights into it before.
         average: the rule: ``ema``, ``swa``, ``power_ema``, or a callable that takes t = 1, 2, ... and returns the decay
@@ -87,6 +92,7 @@ class AveragedModel:
         decay: the decay of the last update; None before the first.
         num_updates: the number of updates of the average so far.
         average: the rule.
+        is_divided: whether several ranks share the averages among them.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -142,6 +148,8 @@ class AveragedModel:
             self._tensors = AveragedTensors(model, optimizer, exclude, buffers == "average", dtype)
         self._ids = self._tensors.ids
         self._progress = _Progress()
+        #: whether the ranks have told each other which of them updates what
+        self._is_settled = optimizer is None
         self._applied: _Applied | None = None
         self._warned = False
         self._counter = None if optimizer is None else StepCounter(optimizer, self._refuse_step)
@@ -160,6 +168,10 @@ class AveragedModel:
     def decay(self) -> float | None:
         return self._average(self.num_updates) if self.num_updates else None
 
+    @property
+    def is_divided(self) -> bool:
+        return self._tensors.is_divided
+
     # ---- Updates ----------------------------------------------------------------------------------------------------
 
     @paddle.no_grad()
@@ -170,6 +182,7 @@ class AveragedModel:
         steps = self._counter.steps if self._counter is not None else self._progress.steps + 1
         if steps == self._progress.steps:
             return
+        self._settle()
         calls, updates = self._progress.calls + 1, self._progress.updates
         since = calls - self._update_after
         work = []
@@ -181,6 +194,14 @@ class AveragedModel:
             self._warn_of_stall(weight)
             work = [self._tensors.update_call(weight)]
         uninterrupted(*work, partial(setattr, self, "_progress", _Progress(calls, updates, steps)))
+
+    def _settle(self) -> None:
+        """Divide the averages as fleet has divided the optimizer, which it may do until the first step."""
+        if not self._is_settled:
+            group = parts_group()
+            if group is not None:
+                self._tensors.divide(group)
+            self._is_settled = True
 
     def _warn_of_stall(self, weight: float) -> None:
         if not self._warned and 0.0 < weight < _STALLING and self._tensors.has_float32:
@@ -223,6 +244,7 @@ class AveragedModel:
             *[partial(layer.__setitem__, "training", flag) for layer, flag in flags],
             partial(setattr, self, "_applied", None),
         )
+        self._tensors.drop_fetched()
 
     @paddle.no_grad()
     def _swap_in(self, caller: str) -> None:
@@ -230,6 +252,7 @@ class AveragedModel:
         self._refuse_while_applied(caller)
         if self.num_updates == 0:
             raise RuntimeError(f"{caller}: received a call before the first update, expected an average; call update()")
+        self._tensors.fetch()
         into, out_again = self._tensors.swap_calls()
         flags = [(vars(layer), layer.training) for layer in self._model.sublayers(include_self=True)]
         uninterrupted(
@@ -265,8 +288,11 @@ class AveragedModel:
         The rule is there by its settings; a callable of your own cannot be described and is None.
         """
         self._follow_weights()
+        swapped = self._applied is not None
+        with self._tensors.fetched(swapped):
+            averages = self._tensors.averages(swapped)
         return {
-            "averages": self._tensors.averages(self._applied is not None),
+            "averages": averages,
             "num_updates": self._progress.updates,
             "num_calls": self._progress.calls,
             "rule": state_of(self._average),
@@ -287,8 +313,9 @@ class AveragedModel:
         """
         self._refuse_while_applied("set_state_dict")
         expected = {"rule": state_of(self._average), "dtype": self._dtype}
-        held = {entry.name: entry.held for entry in self._tensors.held}
-        copies, calls, updates = check_state(state_dict, expected, held)
+        kept = self._tensors.kept_here
+        others = {entry.name for entry in self._tensors.held} - kept.keys()
+        copies, calls, updates = check_state(state_dict, expected, kept, others)
         progress = _Progress(calls, updates, self._progress.steps)
         uninterrupted(*copies, partial(setattr, self, "_progress", progress))
 
@@ -301,7 +328,9 @@ class AveragedModel:
         Ready for ``paddle.save`` and for ``set_state_dict`` of a model, also while the average is in the model.
         """
         self._follow_weights()
-        return self._tensors.as_in_model(self._applied is not None)
+        swapped = self._applied is not None
+        with self._tensors.fetched(swapped):
+            return self._tensors.as_in_model(swapped)
 
     @paddle.no_grad()
     def copy_to(self, model: paddle.nn.Layer) -> None:
@@ -321,7 +350,9 @@ class AveragedModel:
         if not self._ids.isdisjoint(map(id, targets.values())):
             self._refuse_while_applied("copy_to")
         self._follow_weights()
-        self._tensors.write_call(targets, self._applied is not None)()
+        swapped = self._applied is not None
+        with self._tensors.fetched(swapped):
+            self._tensors.write_call(targets, swapped)()
 
     def _follow_weights(self) -> None:
         """Make the average the copy of the weights that it is before ``update_after``."""

@@ -23,6 +23,7 @@ from ..distributed_tensors import local
 from ..entries import as_tensor, entry_value, number_entry
 from ..fused import FusedOptimizer
 from ..options import Bucket
+from ..sharding import add_in_place, gathered, parts_group
 from ..state import StateTensor
 from ..tracing import leave_trace
 from ..uninterrupted import uninterrupted
@@ -216,14 +217,31 @@ class AveragedSGD(FusedOptimizer):
 
     @property
     def has_averages(self) -> bool:
-        """Whether averaging has begun, so that ``averaged_parameters`` can be called. It waits for the device."""
-        return in_dygraph_mode() and any(self._has_begun(state) for _, state in self._averaged())
+        """Whether averaging has begun, so that ``averaged_parameters`` can be called. It waits for the device.
+
+        Where fleet's sharding has divided the parameters among ranks, this is a collective: every rank of the sharding
+        group must ask, and all get the same answer.
+        """
+        return in_dygraph_mode() and self._averaged_on_ranks()[1]
 
     def _averaged(self) -> list[tuple[Any, dict[str, Any]]]:
         """The parameters that have an average, with their state."""
         # Not those that the state knows: of a traced step it knows the variables of a graph.
         held = [(param, self._state.named(param)) for param in self._parameter_list or ()]
         return [(param, state) for param, state in held if state is not None and state["ax"] is not None]
+
+    def _averaged_on_ranks(self) -> tuple[list[Any], bool]:
+        """The parameters that have an average on any rank, whole, and whether averaging has begun on any."""
+        averaged = self._averaged()
+        begun = any(self._has_begun(state) for _, state in averaged)
+        group = parts_group() if self.is_divided else None
+        if group is None:
+            return [param for param, _ in averaged], begun
+        # By name: where fleet divides by elements, this rank's part of a parameter is another tensor of that name.
+        here = {param.name for param, _ in averaged}
+        rows = gathered([float(param.name in here) for param in self._own_list] + [float(begun)], group)
+        *anywhere, begun_anywhere = (any(column) for column in zip(*rows))
+        return [param for param, has_average in zip(self._own_list, anywhere) if has_average], begun_anywhere
 
     def _has_begun(self, state: dict[str, Any]) -> bool:
         """Whether the average is one of weights that it averages, and no copy that leads to it."""
@@ -241,24 +259,34 @@ class AveragedSGD(FusedOptimizer):
         averages rounded; master weights stay as they are. ``step`` and ``set_state_dict`` are refused within. What is
         written to the parameters within is lost.
 
+        Where fleet's sharding has divided the parameters among ranks, entering is a collective: every rank of the
+        sharding group must enter, and then has all averages. Leaving is not, so it cannot wait for anybody.
+
         Raises:
             RuntimeError: averaging has not begun, the averages are in the parameters already, or the mode is static.
         """
         self._refuse_swap()
-        averaged = self._averaged()
-        if not any(self._has_begun(state) for _, state in averaged):
+        averaged, group = self._averaged(), parts_group() if self.is_divided else None
+        everywhere, begun = self._averaged_on_ranks()
+        if not begun:
             raise RuntimeError(
                 f"averaged_parameters: received a call before averaging had begun (t0 = {self._t0:g}), expected it "
                 "after; call start_averaging(), or pass a smaller t0"
             )
         params, averages = [local(param) for param, _ in averaged], [local(state["ax"]) for _, state in averaged]
         with paddle.no_grad():
-            kept = [param.clone() for param in params]
+            whole = params if group is None else everywhere
+            kept = [param.clone() for param in whole]
         swap = native.average_swap_call([], [], params, averages)
-        restore = native.average_swap_call([], [], params, kept)
+        restore = native.average_swap_call([], [], whole, kept)
         leave = partial(uninterrupted, restore, partial(setattr, self, "_swapped", False))
         try:
-            uninterrupted(partial(setattr, self, "_swapped", True), swap)
+            with paddle.no_grad():
+                # The sum over the ranks is exact: each element has its average on one of them, and is 0 on the others.
+                others = [] if group is None else [partial(param.zero_) for param in whole]
+                uninterrupted(partial(setattr, self, "_swapped", True), *others, swap)
+                for param in whole if group is not None else ():
+                    add_in_place(param, group)
             yield
         finally:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, Callable
 
@@ -16,7 +16,7 @@ _COUNTS = ("num_calls", "num_updates")
 
 
 def check_state(
-    state_dict: Any, expected: dict[str, Any], held: dict[str, Any]
+    state_dict: Any, expected: dict[str, Any], held: dict[str, Any], others: Collection[str] = ()
 ) -> tuple[list[Callable[[], Any]], int, int]:
     """Check all of a state_dict.
 
@@ -24,6 +24,7 @@ def check_state(
         state_dict: what ``AveragedModel.state_dict`` gave, perhaps by way of a file.
         expected: the rule and the dtype of the averages, as they must be there.
         held: from structured names to the tensors that are loaded into.
+        others: structured names whose averages other ranks keep; here they must be there, and are not loaded.
 
     Returns:
         The calls, of C alone, that copy it in; the number of calls; the number of updates.
@@ -44,7 +45,7 @@ def check_state(
     calls, updates = (_count(name, state_dict[name]) for name in _COUNTS)
     if updates > calls:
         refuse_state(f"num_updates is {updates}, expected at most num_calls, {calls}")
-    return _copies(state_dict["averages"], held), calls, updates
+    return _copies(state_dict["averages"], held, others), calls, updates
 
 
 def _plain(value: Any) -> Any:
@@ -61,13 +62,14 @@ def _count(name: str, value: Any) -> int:
     return int(count)
 
 
-def _copies(averages: Any, held: dict[str, Any]) -> list[Callable[[], Any]]:
+def _copies(averages: Any, held: dict[str, Any], others: Collection[str]) -> list[Callable[[], Any]]:
     if not isinstance(averages, Mapping):
         refuse_state(f"'averages' is {shown(averages)}, expected a dict")
-    missing = [name for name in held if name not in averages]
+    # All ranks must come to the same end, so what only another rank needs must be there, too.
+    missing = [name for name in (*held, *others) if name not in averages]
     if missing:
         refuse_state(f"the average of {missing[0]!r} is missing ({len(missing)} such entries)")
-    unknown = [name for name in averages if name not in held]
+    unknown = [name for name in averages if name not in held and name not in others]
     if unknown:
         refuse_state(f"entry {unknown[0]!r} belongs to nothing that is averaged here")
     copies = []

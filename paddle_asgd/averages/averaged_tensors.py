@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Callable
 
 import paddle
@@ -16,7 +17,8 @@ from paddle.base.framework import EagerParamBase
 
 from .. import native
 from ..arguments import FLOATING, dtype_name, is_tensor, shown
-from ..state import masters_of
+from ..sharding import send_from, single_holders
+from ..state import masters_of, parameters_of
 
 AVERAGED, COPIED, LIVE = "averaged", "copied", "live"
 
@@ -27,8 +29,10 @@ class Entry:
     def __init__(self, tensor: Any) -> None:
         self.tensor, self.names = tensor, []
         self.kind = LIVE
-        #: the average or the copy; None of a live one
+        #: the average or the copy; None of a live one, and of one that another rank keeps
         self.held: Any | None = None
+        #: the rank, by its number in the group, that keeps the average for all of them; None: each keeps its own
+        self.keeper: int | None = None
         #: what the optimizer's master weight is found by
         self.key = tensor.name
         self.may_be_trained = isinstance(tensor, EagerParamBase) and dtype_name(tensor.dtype) in FLOATING
@@ -71,6 +75,8 @@ class AveragedTensors:
 
     def __init__(self, model: Any, optimizer: Any, exclude: Any, average_all: bool, dtype: str) -> None:
         self._optimizer, self._dtype = optimizer, dtype
+        #: the ranks that divide the averages among them; None if each has all
+        self._group: Any | None = None
         entries: dict[int, Entry] = {}
         #: in the order of the model
         self.names = list(named_tensors(model))
@@ -92,6 +98,16 @@ class AveragedTensors:
         return [entry for entry in self.entries if entry.kind != LIVE]
 
     @property
+    def is_divided(self) -> bool:
+        """Whether another rank keeps any of the averages, or this one keeps any for the others."""
+        return self._group is not None
+
+    @property
+    def kept_here(self) -> dict[str, Any]:
+        """What this rank keeps, by structured names."""
+        return {entry.name: entry.held for entry in self.held if not self._is_away(entry)}
+
+    @property
     def ids(self) -> frozenset[int]:
         """What tells the tensors that a swap writes from all others."""
         return frozenset(id(entry.tensor) for entry in self.held)
@@ -102,14 +118,18 @@ class AveragedTensors:
         return any(dtype_name(entry.held.dtype) == "float32" for entry in self._averaged)
 
     def _keep(self, entry: Entry, kind: str) -> None:
-        own = dtype_name(entry.tensor.dtype)
-        wide = "float64" if own == "float64" else self._dtype
+        own, wide = dtype_name(entry.tensor.dtype), self._wide(entry)
         copy = copy_of(entry.tensor)
         entry.kind, entry.held = kind, copy if kind == COPIED or own == wide else copy.astype(wide)
 
+    def _wide(self, entry: Entry) -> str:
+        """The dtype of a tensor's average."""
+        return "float64" if dtype_name(entry.tensor.dtype) == "float64" else self._dtype
+
     def _list_anew(self) -> None:
-        """Sort the entries into the lists that the native calls take."""
-        self._averaged = [entry for entry in self.entries if entry.kind == AVERAGED]
+        """Sort the entries into the lists that the native calls take, and drop what other ranks keep."""
+        self.drop_fetched()
+        self._averaged = [entry for entry in self.entries if entry.kind == AVERAGED and not self._is_away(entry)]
         self._copied = [entry for entry in self.entries if entry.kind == COPIED]
         self._averages = [entry.held for entry in self._averaged]
         self._values = [(entry.key, entry.tensor) for entry in self._averaged]
@@ -134,6 +154,60 @@ class AveragedTensors:
         masters = masters_of(self._optimizer)
         values = [masters.get(key, tensor) for key, tensor in self._values] if masters else self._tensors
         return native.average_update_call(self._averages, values, weight, self._copies, self._originals)
+
+    # ---- Among ranks ------------------------------------------------------------------------------------------------
+
+    def _is_away(self, entry: Entry) -> bool:
+        """Whether another rank keeps this average."""
+        return entry.kind == AVERAGED and entry.keeper is not None and entry.keeper != self._group.rank
+
+    def divide(self, group: Any) -> None:
+        """Keep from now on the averages of those parameters alone that this rank's part of the optimizer updates.
+
+        A collective. What no rank updates, or more than one, stays with every rank.
+
+        Args:
+            group: the ranks that have the parts of the optimizer.
+        """
+        params = parameters_of(self._optimizer)
+        own, names = set(map(id, params)), {param.name for param in params}
+        if any(entry.key in names and id(entry.tensor) not in own for entry in self.entries):
+            # Divided by elements: there are other tensors under these names, and the master weights are theirs.
+            self._optimizer = None
+        keepers = single_holders([id(entry.tensor) in own for entry in self.entries], group)
+        if any(keeper is not None for keeper in keepers):
+            self._group = group
+            for entry, keeper in zip(self.entries, keepers):
+                entry.keeper = keeper
+            self._list_anew()
+
+    def fetch(self) -> None:
+        """Get the averages that other ranks keep, in place of what was fetched before; a collective if divided."""
+        for entry in self.entries:
+            if entry.kind == AVERAGED and entry.keeper is not None:
+                if self._is_away(entry):
+                    entry.held = paddle.empty(entry.tensor.shape, self._wide(entry))
+                send_from(entry.keeper, entry.held, self._group)
+
+    def drop_fetched(self) -> None:
+        """Forget what other ranks keep."""
+        for entry in self.entries:
+            if self._is_away(entry):
+                entry.held = None
+
+    @contextmanager
+    def fetched(self, swapped: bool) -> Iterator[None]:
+        """Have all averages here for a while; a collective if divided, except while they are in the model anyway."""
+        if swapped:
+            yield
+            return
+        try:
+            self.fetch()
+            yield
+        finally:
+            self.drop_fetched()
+
+    # ---- Swaps and copies -------------------------------------------------------------------------------------------
 
     def swap_calls(self) -> tuple[Callable[[], None], Callable[[], None]]:
         """Prepare the call of C++ that puts averages and copies into the model, and the one that takes them out again.

@@ -36,8 +36,9 @@ class PostHocEMA:
     such as BatchNorm's statistics, is that of the nearest snapshot before; ``update_bn`` makes it right.
 
     A file is written under another name and then renamed, so that an interrupt leaves a whole snapshot or none. With
-    several processes rank 0 writes. Keep ``state_dict()`` with the other checkpoints: a training that is resumed from
-    it goes on with the snapshots of its past and passes over those that an abandoned run wrote after it.
+    several processes rank 0 writes, and the others see the file a moment later: save the ``state_dict()`` of rank 0.
+    Keep ``state_dict()`` with the other checkpoints: a training that is resumed from it goes on with the snapshots of
+    its past and passes over those that an abandoned run wrote after it.
 
     Args:
         model: the ``paddle.nn.Layer`` in training.
@@ -136,9 +137,11 @@ class PostHocEMA:
 
     def _write(self, average: AveragedModel, width: float) -> None:
         snapshot = Snapshot(average.num_updates, width)
+        # Where the ranks have divided the average, all of them must bring it together.
+        state = average.state_dict() if average.is_divided or get_rank() == 0 else None
         if get_rank() == 0:
             trained = {name for name, tensor in named_tensors(self._model).items() if not tensor.stop_gradient}
-            values = {name: _array(tensor) for name, tensor in average.state_dict()["averages"].items()}
+            values = {name: _array(tensor) for name, tensor in state["averages"].items()}
             averaged = {name: value for name, value in values.items() if name in trained}
             self._folder.write(snapshot, averaged, {n: value for n, value in values.items() if n not in trained})
         self._own.add(snapshot)

@@ -12,6 +12,7 @@ from paddle.base.framework import in_dygraph_mode
 from paddle.callbacks import Callback
 
 from ..arguments import shown
+from ..caller import warn
 from .sampler import FixedBatchSampler
 
 
@@ -76,12 +77,25 @@ class BatchIndexCallback(Callback):
                 f"accumulate_grad_batches: received {accumulated}, expected 1: a slot holds the gradient of one batch; "
                 "make the sampler's batches larger instead"
             )
+        self._warn_of_parts()
+
+    def _warn_of_parts(self) -> None:
+        """Warn of batches that the ranks cannot share evenly: ``fit`` computes the losses and does not weight them."""
+        ranks = self._sampler.num_replicas
+        uneven = [size for size in self._sampler.batch_sizes if size % ranks]
+        if uneven:
+            warn(
+                f"BatchIndexCallback: a batch of {uneven[0]} samples is divided unequally among {ranks} ranks, and "
+                "Model.fit does not weight the losses of unequal parts; pass drop_last=True to the sampler, or train "
+                "in a loop of your own on sampler.part_loss(index, loss)"
+            )
 
     def on_epoch_begin(self, epoch: int | None = None, logs: Any = None) -> None:
-        """Look up the order of the sampler's next pass.
+        """Look up the order of the sampler's next pass, and compare it with that of the other ranks.
 
         ``epoch`` is not used: the sampler counts its own epochs, which continue in a second ``fit``.
         """
+        self._sampler.compare_ranks()
         own = self._sampler.state_dict()["epoch"]
         # Without this, the loader's pass could be of a later epoch than the order below, after one that ended early.
         self._sampler.set_epoch(own)

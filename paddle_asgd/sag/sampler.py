@@ -6,6 +6,7 @@ Must not know the optimizer, nor compose batches and orders (batches.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sized
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from paddle.io import BatchSampler, DataLoader
 
 from ..arguments import check_flag, check_int, shown
 from ..caller import warn
+from ..sharding import gathered, whole_group
 from .batches import Batches, check_dataset, check_order, check_ranks, check_state, length_of
 
 #: What ``next`` returns behind the last batch.
@@ -231,13 +233,15 @@ class FixedBatchSampler(BatchSampler):
         consumed once it is yielded, so call ``state_dict`` after the step. Only one pass may run at a time: continuing
         it after another pass, ``set_state_dict`` or ``set_epoch`` is a RuntimeError.
 
+        Where several ranks train, the beginning of a pass is a collective, ``compare_ranks``.
+
         Args:
             loader: the ``paddle.io.DataLoader`` whose ``batch_sampler`` is this sampler.
 
         Raises:
             TypeError: ``loader`` is not a loader.
             ValueError: the loader has another batch sampler, or a dataset of another length than this sampler's, or
-                joins the batches of several places.
+                joins the batches of several places; the samplers of the ranks differ.
             RuntimeError: the pass was overtaken by another, or the loader does not give one batch for each asked for.
         """
         if not hasattr(loader, "batch_sampler"):
@@ -268,6 +272,7 @@ class FixedBatchSampler(BatchSampler):
         left = getattr(loader, "_iterator", None)
         if getattr(left, "_batches_outstanding", 0):
             _stop(loader, left)
+        self.compare_ranks()
         epoch, begin = self._begin()
         turn, order = self._turns, self.epoch_order(epoch)
         self._planned = order[begin:]
@@ -298,6 +303,37 @@ class FixedBatchSampler(BatchSampler):
             if self._turns == turn or getattr(loader, "_iterator", None) is not batches:
                 _stop(loader, batches)
             raise
+
+    def compare_ranks(self) -> None:
+        """Refuse to go on where the ranks would not have the parts of the same batches in the same order.
+
+        A collective, if Paddle is in dygraph and ``num_replicas`` is the number of all ranks of ``paddle.distributed``;
+        else it does nothing. ``enumerate`` and ``BatchIndexCallback`` call it at the beginning of each pass.
+
+        Raises:
+            ValueError: a seed, an order, a place or another setting is not the same on all ranks, or two have the same
+                number. It is raised on every rank.
+        """
+        group = whole_group(self.num_replicas)
+        if group is None:
+            return
+        own = self.state_dict()
+        rows = gathered([float(self.rank), *map(_digest, own.values())], group)
+        ranks, *columns = zip(*rows)
+        if len(set(ranks)) < len(ranks):
+            raise ValueError(
+                f"rank: received {[int(rank) for rank in ranks]} of the {len(ranks)} processes, expected each number "
+                "once; without num_replicas and rank, paddle.distributed is asked"
+            )
+        differing = [name for name, values in zip(own, columns) if len(set(values)) > 1]
+        if differing:
+            # The seed first, because what is drawn from it differs in any case.
+            name = min(differing, key=lambda name: name != "seed")
+            raise ValueError(
+                f"{name}: received {own[name]!r} on rank {self.rank} and another value on another rank, expected the "
+                "same on all, which otherwise train on different batches; create, load and set the samplers of all "
+                "ranks alike"
+            )
 
     def _begin(self) -> tuple[int, int]:
         """Begin a pass; returns its epoch and the number of its batches that have been taken already."""
@@ -385,3 +421,8 @@ def _stop(loader: DataLoader, batches: Any) -> None:
         loader._iterator = None
     if hasattr(batches, "_workers"):
         batches._try_shutdown_all(1)
+
+
+def _digest(value: Any) -> float:
+    """A number that is the same for the same value in every process, and that a float64 holds exactly."""
+    return float(int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:6], "big"))
