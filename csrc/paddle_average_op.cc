@@ -26,13 +26,6 @@ const Tensor* first_with_memory(std::initializer_list<const Tensors*> lists) {
   return nullptr;
 }
 
-// What one list of a call is made of, checked.
-struct Checked {
-  std::vector<PairArgs> pairs;
-
-  Pairs list(double weight = 0) const { return Pairs{pairs.data(), static_cast<int64_t>(pairs.size()), weight}; }
-};
-
 void fetch_ahead(const Tensors& first, const Tensors& second, size_t i) {
   if (i + kAhead >= first.size()) return;
   fetch_description(*first[i + kAhead]);
@@ -73,49 +66,59 @@ void check_pairs(const char* what, const TensorPairs& pairs) {
   refuse(std::string("number of ") + what, std::to_string(pairs.first.size()), std::to_string(pairs.second.size()));
 }
 
-void run(const Tensor& first, const AverageArgs& args) {
-  run_on_device(
-      first, [&]() { average_cpu(args); },
-      [&](int device, void* stream) { return average_cuda(args, device, stream); });
+Pairs pairs(const std::vector<PairArgs>& args, double weight = 0) {
+  return Pairs{args.data(), static_cast<int64_t>(args.size()), weight};
 }
 
 }  // namespace
 
-void average_update(const AverageUpdate& r) {
+PreparedAverages prepare(const AverageUpdate& r) {
   check_pairs("averages", r.averaged);
   check_pairs("copies", r.copied);
-  // Not weight < 0 || weight > 1, which is false of NaN.
-  if (!(r.weight >= 0 && r.weight <= 1)) refuse("weight", show(r.weight), "a number from 0 to 1");
-  const Tensor* first = first_with_memory({&r.averaged.second, &r.copied.second, &r.averaged.first, &r.copied.first});
-  const Place place = first == nullptr ? Place() : first->place();
-  Checked averaged, copied;
-  averaged.pairs.reserve(r.averaged.first.size());
+  PreparedAverages prepared;
+  prepared.first = first_with_memory({&r.averaged.second, &r.copied.second, &r.averaged.first, &r.copied.first});
+  const Place place = prepared.first == nullptr ? Place() : prepared.first->place();
+  prepared.averaged.reserve(r.averaged.first.size());
   for (size_t i = 0; i < r.averaged.first.size(); ++i) {
     fetch_ahead(r.averaged.first, r.averaged.second, i);
     const Tensor& value = *r.averaged.second[i];
-    averaged.pairs.push_back(check_average(Check(value, i, place), *r.averaged.first[i], value));
+    prepared.averaged.push_back(check_average(Check(value, i, place), *r.averaged.first[i], value));
   }
   for (size_t i = 0; i < r.copied.first.size(); ++i) {
     const Tensor& value = *r.copied.second[i];
-    copied.pairs.push_back(check_bytes(Check(value, i, place), "copy", *r.copied.first[i], value));
+    prepared.copied.push_back(check_bytes(Check(value, i, place), "copy", *r.copied.first[i], value));
   }
+  return prepared;
+}
+
+AverageArgs complete(const PreparedAverages& prepared, double weight) {
+  // Not weight < 0 || weight > 1, which is false of NaN.
+  if (!(weight >= 0 && weight <= 1)) refuse("weight", show(weight), "a number from 0 to 1");
   AverageArgs args{};
-  args.averaged = averaged.list(r.weight);
-  args.copied = copied.list();
-  if (first != nullptr) run(*first, args);
+  args.averaged = pairs(prepared.averaged, weight);
+  args.copied = pairs(prepared.copied);
+  return args;
+}
+
+void average_run(const Tensor* first, const AverageArgs& args) {
+  if (first == nullptr) return;
+  run_on_device(
+      *first, [&]() { average_cpu(args); },
+      [&](int device, void* stream) { return average_cuda(args, device, stream); });
 }
 
 namespace {
 
 // A target of its source's dtype is copied, any other is rounded.
-void check_assigned(const AverageSwap& r, const Place& place, Checked* rounded, Checked* copied) {
+void check_assigned(const AverageSwap& r, const Place& place, std::vector<PairArgs>* rounded,
+                    std::vector<PairArgs>* copied) {
   for (size_t i = 0; i < r.assigned.first.size(); ++i) {
     const Tensor &target = *r.assigned.first[i], &source = *r.assigned.second[i];
     const Check check(target, i, place);
     const DenseTensor &to = check.dense("value", target), &from = check.dense("source", source);
     const DataType dtype = to.meta().dtype, wide = from.meta().dtype;
     if (dtype == wide) {
-      copied->pairs.push_back(check_bytes(check, "value", target, source));
+      copied->push_back(check_bytes(check, "value", target, source));
       continue;
     }
     if (!is_floating(dtype)) check.fail("dtype", show(dtype), "float16, bfloat16, float32 or float64");
@@ -123,7 +126,7 @@ void check_assigned(const AverageSwap& r, const Place& place, Checked* rounded, 
       check.fail("dtype of the source", show(wide), "float32, float64 or " + show(dtype));
     }
     void* first = check.memory("value", to);
-    rounded->pairs.push_back(
+    rounded->push_back(
         pair_of(first, check.like("source", from, to.meta().dims, wide), extent_of(to).numel, dtype, wide));
   }
 }
@@ -136,19 +139,19 @@ void average_swap(const AverageSwap& r) {
   const Tensor* first =
       first_with_memory({&r.exchanged.second, &r.assigned.first, &r.exchanged.first, &r.assigned.second});
   const Place place = first == nullptr ? Place() : first->place();
-  Checked exchanged, rounded, copied;
-  exchanged.pairs.reserve(r.exchanged.first.size());
+  std::vector<PairArgs> exchanged, rounded, copied;
+  exchanged.reserve(r.exchanged.first.size());
   for (size_t i = 0; i < r.exchanged.first.size(); ++i) {
     fetch_ahead(r.exchanged.first, r.exchanged.second, i);
     const Tensor& value = *r.exchanged.second[i];
-    exchanged.pairs.push_back(check_bytes(Check(value, i, place), "average", *r.exchanged.first[i], value));
+    exchanged.push_back(check_bytes(Check(value, i, place), "average", *r.exchanged.first[i], value));
   }
   check_assigned(r, place, &rounded, &copied);
   AverageArgs args{};
-  args.rounded = rounded.list();
-  args.copied = copied.list();
-  args.exchanged = exchanged.list();
-  if (first != nullptr) run(*first, args);
+  args.rounded = pairs(rounded);
+  args.copied = pairs(copied);
+  args.exchanged = pairs(exchanged);
+  average_run(first, args);
 }
 
 }  // namespace paddle_asgd

@@ -3,6 +3,9 @@
 // function arrives.
 #pragma once
 
+#include <vector>
+
+#include "average_kernel.h"
 #include "paddle_op.h"
 
 namespace paddle_asgd {
@@ -14,8 +17,13 @@ struct TensorPairs {
 
 struct AverageUpdate {
   TensorPairs averaged;  // averages and the values that they follow
-  double weight = 0;
-  TensorPairs copied;  // copies and what they are copies of
+  TensorPairs copied;    // copies and what they are copies of
+};
+
+// What does not change from update to update as long as no tensor does: where all of them lie.
+struct PreparedAverages {
+  std::vector<PairArgs> averaged, copied;
+  const Tensor* first = nullptr;  // says on which device; null: there is nothing to do
 };
 
 struct AverageSwap {
@@ -23,8 +31,16 @@ struct AverageSwap {
   TensorPairs assigned;  // targets and their sources
 };
 
-// Nothing is written before everything has been checked. Empty lists are no error.
-void average_update(const AverageUpdate& received);
+// Checks all tensors. Empty lists are no error.
+PreparedAverages prepare(const AverageUpdate& received);
+
+// Checks the weight, and says what the kernel takes.
+AverageArgs complete(const PreparedAverages& prepared, double weight);
+
+// Runs the kernel where `first` is.
+void average_run(const Tensor* first, const AverageArgs& args);
+
+// Nothing is written before everything has been checked.
 void average_swap(const AverageSwap& received);
 
 }  // namespace paddle_asgd

@@ -143,23 +143,45 @@ bool watch_wants_a_look(const pybind11::object& watch, double threshold) {
   return wants;
 }
 
+double to_weight(const pybind11::object& object) {
+  const double weight = PyFloat_AsDouble(object.ptr());
+  if (!PyErr_Occurred()) return weight;
+  PyErr_Clear();
+  wrong_type("weight", object.ptr(), "a number");
+}
+
 void average_update_function(const pybind11::object& averages, const pybind11::object& values,
                              const pybind11::object& weight, const pybind11::object& copies,
                              const pybind11::object& originals) {
+  double number = 0;
   answer(
       "average_update",
       [&]() {
         AverageUpdate r;
         r.averaged = {to_tensors(averages, "averages"), to_tensors(values, "values")};
-        r.weight = PyFloat_AsDouble(weight.ptr());
-        if (PyErr_Occurred()) {
-          PyErr_Clear();
-          wrong_type("weight", weight.ptr(), "a number");
-        }
+        number = to_weight(weight);
         r.copied = {to_tensors(copies, "copies"), to_tensors(originals, "originals")};
         return r;
       },
-      [](const AverageUpdate& r) { average_update(r); });
+      [&](const AverageUpdate& r) {
+        const PreparedAverages prepared = prepare(r);
+        average_run(prepared.first, complete(prepared, number));
+      });
+}
+
+// An update by a plan of the lists averages, values, copies and originals, without parameters.
+void average_planned(StepPlan& plan, const pybind11::object& weight, const pybind11::list& notes) {
+  const PreparedAverages* prepared = nullptr;
+  plan.take(
+      "average_update", notes,
+      [&]() {
+        if (plan.lists() != 4) throw Stale();
+        prepared = &plan.prepared<PreparedAverages>(
+            [&]() { return prepare(AverageUpdate{{plan.list(0), plan.list(1)}, {plan.list(2), plan.list(3)}}); });
+        return to_weight(weight);
+      },
+      [&](double number, const Tensors&, SparseGradients*) { return complete(*prepared, number); },
+      [&](const AverageArgs& args) { average_run(prepared->first, args); });
 }
 
 void average_swap_function(const pybind11::object& averages, const pybind11::object& values,
@@ -282,6 +304,7 @@ PYBIND11_MODULE(PADDLE_ASGD_MODULE, module) {
            py::arg("parameters"), py::arg("trained"), py::arg("multipliers"), py::arg("lists"), py::arg("dictionaries"))
       .def_property_readonly("keeps_memory", &StepPlan::keeps_memory)
       .def_property_readonly("reads_gradients", &StepPlan::reads_gradients);
+  module.def("average_planned", &paddle_asgd::average_planned, py::arg("plan"), py::arg("weight"), py::arg("notes"));
   module.def("asgd_planned", &paddle_asgd::asgd_planned, py::arg("plan"), py::arg("learning_rate"),
              py::arg("weight_decay"), py::arg("batch_index"), py::arg("batch_weights"), py::arg("theta"),
              py::arg("watch"), py::arg("narrow"), py::arg("notes"));

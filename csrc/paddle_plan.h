@@ -102,7 +102,9 @@ class SeenTensors {
   void add(const Tensor& t) {
     const DenseTensor* dense = dense_tensor(t);
     if (dense == nullptr) throw Stale();
-    entries_.push_back(Entry{&t, dense, memory_key(*dense, 0), memory_of(*dense, 0).begin});
+    const Memory memory = memory_of(*dense, 0);
+    on_gpu_ = on_gpu_ || (memory.place != nullptr && memory.place->GetType() != phi::AllocationType::CPU);
+    entries_.push_back(Entry{&t, dense, memory_key(*dense, 0), memory.begin});
     owners_.emplace_back(t.impl(), memory_owner(*dense, 0));
     for_each_number(dense->meta(), [&](int64_t number) {
       numbers_.push_back(number);
@@ -125,10 +127,10 @@ class SeenTensors {
 
   // Compares tensor `i`, whose numbers begin at `*number`, and moves that on to the next tensor's. On a GPU the address
   // is compared, too: its allocator may move what an owner has.
-  bool unchanged(size_t i, size_t* number, bool compare_address) const {
+  bool unchanged(size_t i, size_t* number) const {
     const Entry& entry = entries_[i];
     if (entry.tensor->impl().get() != entry.dense || memory_key(*entry.dense, 0) != entry.memory) return false;
-    if (compare_address && memory_of(*entry.dense, 0).begin != entry.begin) return false;
+    if (on_gpu_ && memory_of(*entry.dense, 0).begin != entry.begin) return false;
     // The rank comes first, so as many numbers are compared as were added.
     return for_each_number(entry.dense->meta(), [&](int64_t value) { return numbers_[(*number)++] == value; });
   }
@@ -153,6 +155,7 @@ class SeenTensors {
     return true;
   }
 
+  bool on_gpu_ = false;
   std::vector<Entry> entries_;
   std::vector<int64_t> numbers_;
   // Kept alive: what is freed might be made anew at the same address.
@@ -262,7 +265,7 @@ class StepPlan {
       tensors_.push_back(to_tensors(pybind11::reinterpret_borrow<pybind11::object>(list), "lists"));
       width_ += tensors_.back().size() == trained.size();
     }
-    if (tensors_.empty() || tensors_[0].size() != trained.size()) throw Stale();
+    if (!trained.empty() && (tensors_.empty() || tensors_[0].size() != trained.size())) throw Stale();
     for (const pybind11::handle dictionary : dictionaries) {
       if (PyTuple_Check(dictionary.ptr())) {
         const auto pair = pybind11::reinterpret_borrow<pybind11::tuple>(dictionary);
@@ -280,7 +283,6 @@ class StepPlan {
     for (const Tensors& list : tensors_) {
       for (size_t j = 0; j < list.size() && list.size() != trained.size(); ++j) seen_.add(*list[j]);
     }
-    on_gpu_ = !trained.empty() && tensors_[0][0]->place().GetType() != phi::AllocationType::CPU;
     attributes_.resize(trained.size());
     gradients_.resize(trained.size());
     held_.resize(trained.size());
@@ -398,12 +400,13 @@ class StepPlan {
       if (i + kFar < count) fetch(i + kFar);
       if (i + kNear < count) find_gradient(i + kNear);
       for (size_t k = 0; k < width_; ++k) {
-        if (!seen_.unchanged(i * width_ + k, &number, on_gpu_)) throw Stale();
+        if (!seen_.unchanged(i * width_ + k, &number)) throw Stale();
       }
       if (gradients_[i] == nullptr || gradients_[i]->impl() == nullptr) throw Stale();
     }
     for (size_t i = count * width_; i < seen_.size(); ++i) {
-      if (!seen_.unchanged(i, &number, on_gpu_)) throw Stale();
+      if (i + kFar < seen_.size()) seen_.fetch(i + kFar);
+      if (!seen_.unchanged(i, &number)) throw Stale();
     }
   }
 
@@ -459,7 +462,6 @@ class StepPlan {
   std::vector<Tensors> tensors_;
   size_t width_ = 0;  // lists that have one tensor a parameter
   SeenTensors seen_;
-  bool on_gpu_ = false;
   bool direct_ = false;
   bool busy_ = false;
   Tensors gradients_;

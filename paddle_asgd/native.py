@@ -196,6 +196,20 @@ def average_update(
     _C.average_update(averages, values, weight, copies, originals)
 
 
+def average_planned(plan: Any, weight: float, notes: list[Callable[[], Any]]) -> None:
+    """Take the update of ``average_update`` by a plan of the lists averages, values, copies and originals.
+
+    Args:
+        plan: made by ``step_plan``, with none that is trained.
+        weight: as for ``average_update``.
+        notes: functions of C, called after the update; no interrupt can come between.
+
+    Raises:
+        ValueError: anything is not as the plan knows it, or the weight is out of range. Nothing has been done.
+    """
+    _C.average_planned(plan, weight, notes)
+
+
 def average_swap(averages: Tensors, values: Tensors, targets: Tensors = (), sources: Tensors = ()) -> None:
     """Exchange the contents of tensors in place, and write others in the dtype that they have; dygraph only.
 
@@ -211,13 +225,8 @@ def average_swap(averages: Tensors, values: Tensors, targets: Tensors = (), sour
     _C.average_swap(averages, values, targets, sources)
 
 
-def average_update_call(*arguments: Any) -> Callable[[], None]:
-    """A call of ``average_update`` with all its arguments, yet to be made: of C++ alone."""
-    return partial(_C.average_update, *arguments)
-
-
 def average_swap_call(*arguments: Any) -> Callable[[], None]:
-    """The same of ``average_swap``."""
+    """A call of ``average_swap`` with all its arguments, yet to be made: of C++ alone."""
     return partial(_C.average_swap, *arguments)
 
 
@@ -233,7 +242,8 @@ def step_plan(parameters: list, trained: list, multipliers: list, lists: list[li
     """The plan of a step that is like the last one but for its gradients; None if there can be none. Dygraph only.
 
     Args:
-        parameters: all parameters of an optimizer; the list itself, which may change.
+        parameters: all parameters of an optimizer; the list itself, which may change. All that are not in ``trained``
+            must be frozen at each step.
         trained: those of them that had a gradient, in their order.
         multipliers: for each of ``trained`` what lay in its ``optimize_attr["learning_rate"]``, or None.
         lists: the tensors of each of ``trained`` in parallel lists, of which ``trained`` is the first, and lists of

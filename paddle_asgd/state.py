@@ -87,14 +87,18 @@ _BYTES = {**BYTES, "int8": 1, "int16": 2, "int64": 8}
 WAYS_TO_A_STEP = ("step", "minimize", "_apply_optimize")
 
 
+_NO_MASTERS: dict[str, Any] = {}
+
+
 def is_16_bit(param: Any) -> bool:
     """Whether a tensor is float16 or bfloat16."""
     return dtype_name(param.dtype) in ("float16", "bfloat16")
 
 
 def masters_of(optimizer: Any) -> dict[str, Any]:
-    """The master weights of any Paddle optimizer, by the names of their parameters."""
-    return getattr(optimizer, "_master_weights", None) or {}
+    """The master weights of any Paddle optimizer, by the names of their parameters; its own dictionary."""
+    masters = getattr(optimizer, "_master_weights", None)
+    return _NO_MASTERS if masters is None else masters
 
 
 def parameters_of(optimizer: Any) -> list:

@@ -6,7 +6,7 @@ Must not test when an average is updated (test_averaged_model.py).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -15,6 +15,7 @@ from averaging import COPIED, Judge, Network, arrays, batches, train
 from test_refusals import assert_refused, table
 
 from paddle_asgd import AveragedModel, ema, power_ema, swa
+from paddle_asgd.averages.averaged_tensors import AveragedTensors
 
 
 def momentum(model: Any, rate: float = 0.05, **options: Any) -> Any:
@@ -186,6 +187,74 @@ def test_a_model_of_nothing() -> None:
     averaged.update()
     with averaged.averaged_parameters():
         assert averaged.averaged_state_dict() == {}
+
+
+# ---- The plan of an update that is like the last one -----------------------------------------------------------------
+
+
+def other_memory(model: Any, optimizer: Any) -> None:
+    paddle.full([2], 3.0)._share_buffer_to(model.last.bias)
+
+
+def other_memory_of_a_copied_one(model: Any, optimizer: Any) -> None:
+    paddle.full([2], 3.0)._share_buffer_to(model.scale)
+
+
+def trained_since(model: Any, optimizer: Any) -> None:
+    model.frozen.stop_gradient = False
+    model.frozen.set_value(paddle.full([3], 2.0))
+
+
+def cast_since(model: Any, optimizer: Any) -> None:
+    model.bfloat16()
+
+
+def other_master(model: Any, optimizer: Any) -> None:
+    optimizer._master_weights[model.last.bias.name] = paddle.full([2], 3.0)
+
+
+def other_masters(model: Any, optimizer: Any) -> None:
+    optimizer._master_weights = {model.last.bias.name: paddle.full([2], 3.0)}
+
+
+def no_masters(model: Any, optimizer: Any) -> None:
+    optimizer._master_weights = None
+    model.last.bias.set_value(paddle.full([2], 3.0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        other_memory,
+        other_memory_of_a_copied_one,
+        trained_since,
+        cast_since,
+        other_master,
+        other_masters,
+        no_masters,
+    ],
+)
+def test_a_plan_is_followed_until_something_differs(change: Callable | None) -> None:
+    model = Network()
+    optimizer = momentum(model)
+    optimizer._master_weights = {model.first.bias.name: model.first.bias.clone()}
+    averaged = AveragedTensors(model, optimizer, None, False, "float32")
+    averaged.update(1.0)
+    plan = averaged._plan
+    averaged.update(1.0)
+    assert averaged._plan is plan
+    if change is not None:
+        change(model, optimizer)
+    averaged.update(1.0)
+    assert (averaged._plan is plan) == (change is None)
+    # The averages have become the values.
+    expected = arrays(model)
+    if change in (other_master, other_masters):
+        expected["last.bias"][:] = 3
+    received = arrays(averaged.as_in_model(False))
+    for name, value in expected.items():
+        assert received[name].tobytes() == value.tobytes(), name
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------------

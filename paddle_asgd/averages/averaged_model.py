@@ -174,7 +174,6 @@ class AveragedModel:
 
     # ---- Updates ----------------------------------------------------------------------------------------------------
 
-    @paddle.no_grad()
     def update(self) -> None:
         """Update the average after a step of the optimizer; at a call without a step since the last nothing is done."""
         leave_trace()
@@ -185,15 +184,16 @@ class AveragedModel:
         self._settle()
         calls, updates = self._progress.calls + 1, self._progress.updates
         since = calls - self._update_after
-        work = []
-        if since == 0:
-            work = [self._tensors.update_call(1.0)]
-        elif since > 0 and since % self._update_every == 0:
+        weight = 1.0
+        if since > 0 and since % self._update_every == 0:
             updates += 1
             weight = weight_of(self._average, updates)
             self._warn_of_stall(weight)
-            work = [self._tensors.update_call(weight)]
-        uninterrupted(*work, partial(setattr, self, "_progress", _Progress(calls, updates, steps)))
+        note = partial(setattr, self, "_progress", _Progress(calls, updates, steps))
+        if since == 0 or updates > self._progress.updates:
+            self._tensors.update(weight, note)
+        else:
+            note()
 
     def _settle(self) -> None:
         """Divide the averages as fleet has divided the optimizer, which it may do until the first step."""
@@ -357,7 +357,7 @@ class AveragedModel:
     def _follow_weights(self) -> None:
         """Make the average the copy of the weights that it is before ``update_after``."""
         if self._progress.calls < self._update_after:
-            self._tensors.update_call(1.0)()
+            self._tensors.update(1.0)
 
     def __repr__(self) -> str:
         return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Callable
 
 import paddle
@@ -90,7 +90,7 @@ class AveragedTensors:
                 floating = dtype_name(entry.tensor.dtype) in FLOATING
                 self._keep(entry, AVERAGED if trained or (average_all and floating) else COPIED)
         self._list_anew()
-        self.update_call(1.0)()
+        self.update(1.0)
 
     @property
     def held(self) -> list[Entry]:
@@ -128,15 +128,12 @@ class AveragedTensors:
 
     def _list_anew(self) -> None:
         """Sort the entries into the lists that the native calls take, and drop what other ranks keep."""
+        self._plan: Any = None
         self.drop_fetched()
         self._averaged = [entry for entry in self.entries if entry.kind == AVERAGED and not self._is_away(entry)]
         self._copied = [entry for entry in self.entries if entry.kind == COPIED]
-        self._averages = [entry.held for entry in self._averaged]
-        self._values = [(entry.key, entry.tensor) for entry in self._averaged]
-        self._tensors = [entry.tensor for entry in self._averaged]
-        self._copies = [entry.held for entry in self._copied]
-        self._originals = [entry.tensor for entry in self._copied]
 
+    @paddle.no_grad()
     def _follow_changes(self) -> None:
         """Average from now on what was frozen and is trained since, and copy in its dtype what was cast."""
         for entry in [entry for entry in self._copied if entry.has_changed]:
@@ -147,13 +144,31 @@ class AveragedTensors:
                 native.average_update([entry.held], [copy], 1.0)
         self._list_anew()
 
-    def update_call(self, weight: float) -> Callable[[], None]:
-        """Prepare the one call of C++ that moves all averages towards the present weights and renews the copies."""
+    def update(self, weight: float, *notes: Callable[[], Any]) -> None:
+        """Move all averages towards the present weights and renew the copies.
+
+        Args:
+            weight: how far, from 0 to 1.
+            notes: C calls that belong to the update; no interrupt can come between.
+        """
+        if self._plan is not None and self._masters is masters_of(self._optimizer):
+            with suppress(ValueError):  # a tensor is not what it was, or is trained since
+                return native.average_planned(self._plan, weight, list(notes))
+        self._plan_anew(weight)
+        native.average_planned(self._plan, weight, list(notes))
+
+    def _plan_anew(self, weight: float) -> None:
+        """Prepare the native call of an update, which notices whatever has changed when the next one comes."""
         if any(entry.has_changed for entry in self._copied):
             self._follow_changes()
-        masters = masters_of(self._optimizer)
-        values = [masters.get(key, tensor) for key, tensor in self._values] if masters else self._tensors
-        return native.average_update_call(self._averages, values, weight, self._copies, self._originals)
+        masters = self._masters = masters_of(self._optimizer)
+        averages, copies = [entry.held for entry in self._averaged], [entry.held for entry in self._copied]
+        values = [masters.get(entry.key, entry.tensor) for entry in self._averaged]
+        originals = [entry.tensor for entry in self._copied]
+        frozen = [entry.tensor for entry in self._copied if entry.may_be_trained]
+        self._plan = native.step_plan(frozen, [], [], [averages, values, copies, originals], [masters])
+        if self._plan is None:
+            native.average_update(averages, values, weight, copies, originals)  # which says what is wrong
 
     # ---- Among ranks ------------------------------------------------------------------------------------------------
 
