@@ -48,6 +48,16 @@ std::shared_ptr<const void> memory_owner(const Dense&, long) {
   return nullptr;
 }
 
+// Before Python 3.12 a dictionary has a number that every change of it replaces, and that no other dictionary ever
+// gets. Later Pythons have none, and 0 stands for it.
+inline uint64_t version_of([[maybe_unused]] PyObject* dictionary) {
+#if PY_VERSION_HEX < 0x030C0000
+  return reinterpret_cast<PyDictObject*>(dictionary)->ma_version_tag;
+#else
+  return 0;
+#endif
+}
+
 // A dictionary of Python as it was: the same values under its keys, in their order; or under a few of its keys.
 class SeenDictionary {
  public:
@@ -60,20 +70,12 @@ class SeenDictionary {
     for (const pybind11::handle key : keys) add(key.ptr(), PyDict_GetItemWithError(dictionary_.ptr(), key.ptr()));
   }
 
-  bool unchanged() const {
-    if (few_) {
-      for (const auto& [key, value] : items_) {
-        if (PyDict_GetItemWithError(dictionary_.ptr(), key.ptr()) != value.ptr()) return false;
-      }
-      return true;
-    }
-    if (static_cast<size_t>(PyDict_GET_SIZE(dictionary_.ptr())) != items_.size()) return false;
-    PyObject *key, *value;
-    size_t i = 0;
-    for (Py_ssize_t at = 0; PyDict_Next(dictionary_.ptr(), &at, &key, &value); ++i) {
-      if (i == items_.size() || key != items_[i].first.ptr() || value != items_[i].second.ptr()) return false;
-    }
-    return i == items_.size();
+  bool unchanged() {
+    const uint64_t version = version_of(dictionary_.ptr());
+    if (version != 0 && version == version_) return true;
+    if (!(few_ ? has_values() : has_items())) return false;
+    version_ = version;
+    return true;
   }
 
   template <typename Visit>
@@ -91,8 +93,26 @@ class SeenDictionary {
                         pybind11::reinterpret_borrow<pybind11::object>(value));
   }
 
+  bool has_values() const {
+    for (const auto& [key, value] : items_) {
+      if (PyDict_GetItemWithError(dictionary_.ptr(), key.ptr()) != value.ptr()) return false;
+    }
+    return true;
+  }
+
+  bool has_items() const {
+    if (static_cast<size_t>(PyDict_GET_SIZE(dictionary_.ptr())) != items_.size()) return false;
+    PyObject *key, *value;
+    auto item = items_.begin();
+    for (Py_ssize_t at = 0; PyDict_Next(dictionary_.ptr(), &at, &key, &value); ++item) {
+      if (key != item->first.ptr() || value != item->second.ptr()) return false;
+    }
+    return true;
+  }
+
   pybind11::dict dictionary_;
   bool few_ = false;
+  uint64_t version_ = 0;  // when it was last compared
   std::vector<std::pair<pybind11::object, pybind11::object>> items_;
 };
 
@@ -148,7 +168,6 @@ class SeenTensors {
   static bool for_each_number(const phi::DenseTensorMeta& meta, const Use& use) {
     const int rank = meta.dims.size();
     if (!use(rank) || !use(static_cast<int64_t>(meta.dtype)) || !use(static_cast<int64_t>(meta.offset))) return false;
-    if (meta.strides.size() != rank) return false;
     for (int i = 0; i < rank; ++i) {
       if (!use(meta.dims[i]) || !use(meta.strides[i])) return false;
     }
@@ -178,9 +197,16 @@ class Attributes {
     return pybind11::reinterpret_steal<pybind11::object>(value);
   }
 
+  // Asks the function behind the attribute, where Paddle has one in C: looked up anew for each, as anybody may replace
+  // it.
   static bool is_frozen(PyObject* param) {
     static PyObject* const kStopGradient = PyUnicode_InternFromString("stop_gradient");
-    return get(param, kStopGradient).ptr() == Py_True;
+    PyObject* const found = _PyType_Lookup(Py_TYPE(param), kStopGradient);
+    if (found == nullptr || Py_TYPE(found) != &PyGetSetDescr_Type) return get(param, kStopGradient).ptr() == Py_True;
+    const PyGetSetDef* const attribute = reinterpret_cast<PyGetSetDescrObject*>(found)->d_getset;
+    const auto value = pybind11::reinterpret_steal<pybind11::object>(attribute->get(param, attribute->closure));
+    if (!value) throw pybind11::error_already_set();
+    return value.ptr() == Py_True;
   }
 
   // Whether nothing lies on the parameter that would change its step, and its learning rate has this multiplier.
@@ -200,55 +226,37 @@ class Attributes {
   }
 };
 
-// The attributes of a parameter as they were when nothing among them was found that would change its step. Before
-// Python 3.12 a dictionary has a number that every change of it replaces, and to compare two of these is all; later
-// Pythons have none, and everything is looked up at each step.
+// The attributes of a parameter as they were when nothing among them was found that would change its step. Where
+// dictionaries have no version, everything is looked up at each step.
 class SeenAttributes {
  public:
   SeenAttributes() = default;
 
   explicit SeenAttributes(PyObject* param) {
     static PyObject* const kOptimizeAttr = PyUnicode_InternFromString("optimize_attr");
-    PyObject** const place = kVersioned ? _PyObject_GetDictPtr(param) : nullptr;
-    if (place == nullptr || *place == nullptr) return;
-    dict_ = pybind11::reinterpret_borrow<pybind11::object>(*place);
-    PyObject* options = Attributes::own(dict_.ptr(), kOptimizeAttr);
-    if (options != nullptr) options_ = pybind11::reinterpret_borrow<pybind11::object>(options);
-    version_ = version_of(dict_.ptr());
-    options_version_ = options == nullptr ? 0 : version_of(options);
+    PyObject* const dict = dict_of(param);
+    if (dict == nullptr) return;
+    options_ = Attributes::own(dict, kOptimizeAttr);
+    options_version_ = options_ == nullptr ? 0 : version_of(options_);
+    version_ = version_of(dict);
   }
 
   // False if they may have changed.
   bool unchanged(PyObject* param) const {
-    if (version_ == kUnknown) return false;
-    PyObject** const place = _PyObject_GetDictPtr(param);
-    return place != nullptr && *place == dict_.ptr() && version_of(*place) == version_ &&
-           (!options_ || version_of(options_.ptr()) == options_version_);
-  }
-
-  template <typename Visit>
-  int visit(const Visit& visit) const {
-    int found = 0;
-    for (PyObject* object : {dict_.ptr(), options_.ptr()}) {
-      if (found == 0 && object != nullptr) found = visit(object);
-    }
-    return found;
+    PyObject* const dict = dict_of(param);
+    return dict != nullptr && version_ != 0 && version_of(dict) == version_ &&
+           (options_ == nullptr || version_of(options_) == options_version_);
   }
 
  private:
-  static constexpr bool kVersioned = PY_VERSION_HEX < 0x030C0000;
-  static constexpr uint64_t kUnknown = ~uint64_t{0};
-
-  static uint64_t version_of([[maybe_unused]] PyObject* dict) {
-#if PY_VERSION_HEX < 0x030C0000
-    return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
-#else
-    return kUnknown;
-#endif
+  // Null: there is none, or it need not exist.
+  static PyObject* dict_of(PyObject* param) {
+    PyObject** const place = _PyObject_GetDictPtr(param);
+    return place == nullptr ? nullptr : *place;
   }
 
-  pybind11::object dict_, options_;
-  uint64_t version_ = kUnknown, options_version_ = 0;
+  PyObject* options_ = nullptr;  // held by the dictionary of that version
+  uint64_t version_ = 0, options_version_ = 0;
 };
 
 // The plan of an optimizer's step: for each trained parameter the tensors of its lists, the parameter first, and
@@ -306,9 +314,6 @@ class StepPlan {
       }
       for (const SeenDictionary& dictionary : plan.dictionaries_) {
         if (found == 0) found = dictionary.visit(show);
-      }
-      for (const SeenAttributes& attributes : plan.attributes_) {
-        if (found == 0) found = attributes.visit(show);
       }
       return found;
     };
@@ -370,7 +375,7 @@ class StepPlan {
   };
 
   void compare_attributes() {
-    for (const SeenDictionary& dictionary : dictionaries_) {
+    for (SeenDictionary& dictionary : dictionaries_) {
       if (!dictionary.unchanged()) throw Stale();
     }
     size_t count = 0;
@@ -402,7 +407,6 @@ class StepPlan {
       for (size_t k = 0; k < width_; ++k) {
         if (!seen_.unchanged(i * width_ + k, &number)) throw Stale();
       }
-      if (gradients_[i] == nullptr || gradients_[i]->impl() == nullptr) throw Stale();
     }
     for (size_t i = count * width_; i < seen_.size(); ++i) {
       if (i + kFar < seen_.size()) seen_.fetch(i + kFar);
@@ -422,14 +426,11 @@ class StepPlan {
     __builtin_prefetch(gradients_[i]);
   }
 
-  // Finds a gradient, and fetches what a later comparison reads of it.
+  // Finds a gradient, and fetches what a later check reads of it.
   void find_gradient(size_t i) {
-    if (direct_) gradients_[i] = gradient_of(*tensors_[0][i]);
-    if (gradients_[i] != nullptr && gradients_[i]->impl() != nullptr) fetch_description(*gradients_[i]);
-  }
-
-  static const Tensor* gradient_of(const Tensor& param) {
-    return param.get_autograd_meta() == nullptr ? nullptr : egr::EagerUtils::mutable_grad(param);
+    if (direct_) gradients_[i] = egr::EagerUtils::mutable_grad(*tensors_[0][i]);
+    if (gradients_[i] == nullptr) throw Stale();
+    fetch_description(*gradients_[i]);
   }
 
   // The gradients as Python shows them, where they cannot be read directly.
@@ -449,7 +450,7 @@ class StepPlan {
 
   bool can_read_gradients() const {
     if (&egr::EagerUtils::mutable_grad == nullptr || trained_.empty()) return false;
-    const Tensor* read = gradient_of(*tensors_[0][0]);
+    const Tensor* read = egr::EagerUtils::mutable_grad(*tensors_[0][0]);
     const pybind11::object shown = shown_gradient(0);
     return read != nullptr && paddle::pybind::PyCheckTensor(shown.ptr()) &&
            paddle::pybind::CastPyArg2Tensor(shown.ptr(), 0).impl() == read->impl();

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import UserDict
 from typing import Any, Callable
 
 import numpy as np
@@ -245,6 +246,12 @@ class Planned:
         state = self.optimizer._state.named(self.params[1])
         return {"param": self.params[1], **{name: tensor for name, tensor in state.items() if tensor is not None}}
 
+    def plan(self, *more: list) -> Any:
+        """One of the same lists and of more, which asks no dictionary."""
+        lists = [self.params, *self.optimizer._shortcut.bucket.state[:3], *more]
+        multipliers = [param.optimize_attr["learning_rate"] for param in self.params]
+        return native.step_plan(self.params, self.params, multipliers, lists, [])
+
     def takes_step(self) -> bool:
         shortcut = self.optimizer._shortcut
         return shortcut is not None and self.optimizer._step_by_shortcut(shortcut)
@@ -324,7 +331,22 @@ def test_the_plan_notices_a_changed_tensor(change: Callable, name: str, narrow: 
 
 def other_part(planned: Planned) -> None:
     """The same memory from another element on."""
-    put_data(planned.params[1], planned.base[4:])
+    planned.base[4:]._share_buffer_to(planned.params[1])
+
+
+def other_dtype(planned: Planned) -> None:
+    planned.params[1].detach().view("int32")._share_buffer_to(planned.params[1])
+
+
+def fewer_rows(planned: Planned) -> None:
+    """Which leaves the strides as they are."""
+    planned.params[1].get_tensor()._set_dims([2, 4])
+
+
+def clock_without_dimensions(planned: Planned) -> None:
+    """The last of all tensors then has no dimension or stride that could differ."""
+    with paddle.no_grad():
+        planned.tensors()["m"].reshape_([])
 
 
 def replaced_in_the_dictionary(planned: Planned) -> None:
@@ -335,6 +357,11 @@ def replaced_in_the_dictionary(planned: Planned) -> None:
 def renamed_in_the_dictionary(planned: Planned) -> None:
     held = planned.optimizer._accumulators["d"]
     held["another"] = held.pop(planned.params[1].name)
+
+
+def lost_from_the_dictionary(planned: Planned) -> None:
+    """The one that comes last, so that all others are where they were."""
+    planned.optimizer._accumulators["d"].popitem()
 
 
 def replaced_dictionary(planned: Planned) -> None:
@@ -381,6 +408,10 @@ def with_other_options(planned: Planned) -> None:
     planned.params[1].optimize_attr = {"learning_rate": 0.5}
 
 
+def with_options_in_no_dict(planned: Planned) -> None:
+    planned.params[1].optimize_attr = UserDict(learning_rate=1.0)
+
+
 def with_clip(planned: Planned) -> None:
     planned.optimizer._grad_clip = paddle.nn.ClipGradByValue(0.5)
 
@@ -398,8 +429,12 @@ def with_index(planned: Planned) -> None:
     "change",
     [
         other_part,
+        other_dtype,
+        fewer_rows,
+        clock_without_dimensions,
         replaced_in_the_dictionary,
         renamed_in_the_dictionary,
+        lost_from_the_dictionary,
         replaced_dictionary,
         more_masters,
         frozen_first,
@@ -411,6 +446,7 @@ def with_index(planned: Planned) -> None:
         with_regularizer,
         with_multiplier,
         with_other_options,
+        with_options_in_no_dict,
         with_clip,
         with_masters,
         with_index,
@@ -438,9 +474,7 @@ def test_a_plan_that_cannot_read_gradients_asks_python_for_them() -> None:
         shortcut = planned.optimizer._shortcut
         if not direct:
             planned.params[0].clear_gradient(False)
-            lists = [planned.params, *shortcut.bucket.state[:3]]
-            multipliers = [param.optimize_attr["learning_rate"] for param in planned.params]
-            plan = native.step_plan(planned.params, planned.params, multipliers, lists, [])
+            plan = planned.plan()
             assert not plan.reads_gradients
             planned.optimizer._shortcut = shortcut._replace(plan=plan)
         for scale in (0.5, -2.0):
@@ -448,6 +482,8 @@ def test_a_plan_that_cannot_read_gradients_asks_python_for_them() -> None:
                 param.grad = paddle.full_like(param, scale)
             assert planned.takes_step()
         contents.append([value.numpy().tobytes() for value in planned.tensors().values()])
+        planned.params[1].clear_gradient(False)
+        assert not planned.takes_step()
     assert contents[0] == contents[1]
 
 
@@ -467,10 +503,8 @@ def test_a_plan_keeps_no_optimizer_alive() -> None:
 def test_the_plan_notices_a_changed_tensor_of_a_list_of_another_length(change: Callable | None) -> None:
     planned = Planned("float16")
     shortcut = planned.optimizer._shortcut
-    multipliers = [param.optimize_attr["learning_rate"] for param in planned.params]
     more = paddle.full([4, 4], 0.25)
-    lists = [planned.params, *shortcut.bucket.state[:3], shortcut.bucket.masters, [more]]
-    plan = native.step_plan(planned.params, planned.params, multipliers, lists, [])
+    plan = planned.plan(shortcut.bucket.masters, [more])
     planned.optimizer._shortcut = shortcut._replace(plan=plan)
     assert planned.takes_step()
     address = more.data_ptr()
@@ -481,7 +515,38 @@ def test_the_plan_notices_a_changed_tensor_of_a_list_of_another_length(change: C
 
 
 @pytest.mark.shortcut
-def test_no_plan_whose_first_list_is_not_the_parameters() -> None:
+def test_no_plan_of_lists_that_do_not_fit() -> None:
     planned = Planned()
-    for lists in ([], [planned.params[:1], planned.params]):
-        assert native.step_plan(planned.params, planned.params, [None, None], lists, []) is None
+    sparse = paddle.sparse.sparse_coo_tensor([[0], [1]], [1.0], [2, 2])
+    for lists in ([], [planned.params[:1], planned.params], [planned.params, [sparse]]):
+        assert native.step_plan(planned.params, planned.params, [1.0, 1.0], lists, []) is None
+
+
+@pytest.mark.shortcut
+def test_a_plan_is_for_its_own_kind_of_step() -> None:
+    """Clocks of taking turns are shorter than those of a batch index, and other optimizers have other lists."""
+    planned = Planned()
+    with pytest.raises(ValueError, match="not like the last one"):
+        native.average_planned(planned.plan([planned.base]), 0.5, [])
+    for kept in ((), (True, False, False, False)):
+        with pytest.raises(ValueError, match="not like the last one"):
+            native.averaged_sgd_planned(planned.plan(), kept, 0.1, 0.0, 0.0, 0.75, 1.0, 1.0, [])
+    plan = planned.plan()
+    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, [])
+    with pytest.raises(ValueError, match="not like the last one"):
+        native.asgd_planned(plan, 0.1, 0.0, 0, None, None, None, [])
+
+
+@pytest.mark.shortcut
+def test_a_plan_takes_no_step_within_its_own_step() -> None:
+    """Which another thread would do."""
+    planned = Planned()
+    plan = planned.plan()
+
+    def again() -> None:
+        with pytest.raises(ValueError, match="in use"):
+            native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, [])
+
+    notes = [again]
+    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, notes)
+    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, notes)
