@@ -130,15 +130,15 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
         """
         raise NotImplementedError
 
-    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any], notes: list[Callable[[], Any]]) -> None:
-        """Take a step by a plan. For subclasses; without it every step goes the full way.
+    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any]) -> None:
+        """Take a step by a plan, and note it behind the update in the same native call, as ``_step_taken`` does. For
+        subclasses; without it every step goes the full way.
 
         Args:
             plan: of the bucket's lists: the parameters, those of its state, the master weights, and last the lists of
                 partial entries.
             bucket: the same as in the last step, but for the gradients.
             rates: the learning rate and the weight decay.
-            notes: functions of C that the native call makes behind the update.
 
         Raises:
             ValueError: the plan does not hold. Nothing has been done.
@@ -360,8 +360,7 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
             self._begin_step()
             if self._shortcut is not shortcut:
                 return False  # the subclass has changed the state
-            rates = (self._learning_rate_of_step(bucket.learning_rate), self._decay_of_step(bucket.weight_decay))
-            self._take_planned(shortcut.plan, bucket, rates, self._step_taken())
+            self._take_planned(shortcut.plan, bucket, self._rates_of_step(bucket))
         except ValueError:
             # Something differs, or a gradient is strided. The full way makes a copy of it or says what is wrong.
             self._shortcut = None
@@ -551,7 +550,7 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
             more: further C calls that belong to the step.
         """
         buckets = [bucket.on_this_rank() for bucket in buckets]
-        rates = [(self._learning_rate_of_step(b.learning_rate), self._decay_of_step(b.weight_decay)) for b in buckets]
+        rates = [self._rates_of_step(bucket) for bucket in buckets]
         if len(buckets) > 1 and in_dygraph_mode():
             # All or nothing: if the last call would be refused, the first must not have begun.
             for bucket, pair in zip(buckets, rates):
@@ -575,6 +574,20 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
 
     # ---- What multiplies --------------------------------------------------------------------------------------------
 
+    def _rates_of_step(self, bucket: Bucket) -> tuple[Any, Any]:
+        """Learning rate and weight decay of a bucket as the native call takes them.
+
+        Raises:
+            TypeError, ValueError: one of them is not a finite number of at least 0.
+        """
+        rate, multiplier, decay = self._learning_rate, bucket.learning_rate, bucket.weight_decay
+        rate = rate() if isinstance(rate, LRScheduler) else rate
+        # This comes first because it is nearly always so, and because the question for a tensor takes longer.
+        plain = type(rate) is type(multiplier) is type(decay) is float and 0.0 <= rate < math.inf
+        if plain and in_dygraph_mode():
+            return rate * multiplier, decay
+        return self._learning_rate_of_step(multiplier), self._decay_of_step(decay)
+
     def _learning_rate_of_step(self, multiplier: Any) -> Any:
         """Learning rate as the native call takes it: a number in dygraph, a variable in static graphs.
 
@@ -587,10 +600,6 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
         Raises:
             TypeError, ValueError: the learning rate of this step is not a finite number of at least 0.
         """
-        rate = self._learning_rate() if isinstance(self._learning_rate, LRScheduler) else self._learning_rate
-        # This comes first because it is nearly always so, and because the question for a tensor takes longer.
-        if type(rate) is type(multiplier) is float and 0.0 <= rate < math.inf and in_dygraph_mode():
-            return rate * multiplier
         rate = self._learning_rate
         if is_tensor(multiplier):
             rate, multiplier = multiplier, 1.0
@@ -610,8 +619,6 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
 
     def _decay_of_step(self, decay: Any) -> Any:
         """Weight decay as the native call takes it: a number, or a tensor on a device; in static graphs a variable."""
-        if type(decay) is float and in_dygraph_mode():
-            return decay
         if not is_tensor(decay):
             # In a static graph it is a tensor, because an operator's attribute cannot hold a float64.
             return decay if in_dygraph_mode() else paddle.full([1], decay, dtype="float64")

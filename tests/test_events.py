@@ -113,7 +113,7 @@ class Run:
         inputs = self.optimizer._inputs
         if inputs.watch is not None and inputs.watch.tensor is not None:
             found.append(inputs.watch.tensor.numpy().tobytes())
-        return [*found, inputs._steps, self.optimizer.batch_index]
+        return [*found, inputs.steps, self.optimizer.batch_index]
 
 
 def outcome_of(call: Callable[..., None], *arguments: Any) -> str:

@@ -90,7 +90,7 @@ class Subject:
         found: dict[str, Any] = {param.name: bits(state_of(optimizer, param, kept)) for param in self.params}
         found["masters"] = {name: master.numpy().tobytes() for name, master in optimizer._master_weights.items()}
         found["watch"] = () if watch is None or not watch.any() else watch.tobytes()
-        found["inputs"] = (optimizer.batch_index, inputs.index.in_use, inputs._steps)
+        found["inputs"] = (optimizer.batch_index, inputs.index.in_use, inputs.steps)
         found["rate"] = optimizer.get_lr()
         return found
 

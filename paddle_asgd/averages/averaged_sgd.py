@@ -172,10 +172,10 @@ class AveragedSGD(FusedOptimizer):
             *numbers,
         )
 
-    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any], notes: list[Callable[[], Any]]) -> None:
+    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any]) -> None:
         ax, _, t0s, etas = (*bucket.state, None)[:4]
         kept = tuple(tensors is not None for tensors in (ax, t0s, etas, bucket.masters))
-        native.averaged_sgd_planned(plan, kept, *rates, *self._numbers(), notes)
+        native.averaged_sgd_planned(plan, kept, *rates, *self._numbers(), self._step_taken())
 
     def _numbers(self) -> tuple[float, float, float, float]:
         """lambd, alpha, t0 where a parameter has none of its own, and 1, or -1 to climb."""

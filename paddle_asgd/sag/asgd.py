@@ -260,10 +260,12 @@ class ASGD(FusedOptimizer):
             *(inputs.index.next, inputs.weights_of(bucket), inputs.theta(), watch, scales),
         )
 
-    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any], notes: list[Callable[[], Any]]) -> None:
+    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any]) -> None:
         rates = _turned(rates) if self._maximize else rates
-        narrow = bucket.state[-1] is not None
-        native.asgd_planned(plan, *rates, *self._inputs.of_planned_step(bucket), narrow, notes)
+    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any]) -> None:
+        rates = _turned(rates) if self._maximize else rates
+        inputs, narrow = self._inputs, bucket.state[-1] is not None
+        native.asgd_planned(plan, *rates, *inputs.of_planned_step(bucket), narrow, inputs.step_taken())
 
     # ---- What the user may ask --------------------------------------------------------------------------------------
 

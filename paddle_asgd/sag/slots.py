@@ -95,14 +95,12 @@ class BatchIndex:
         return value
 
     def require(self) -> None:
-        """Refuse a step without a batch index if an earlier step had one, and an index that was set in another mode.
+        """Refuse a step without a batch index, as earlier steps had one, and an index that was set in another mode.
 
         Raises:
             TypeError: the index is a variable in dygraph, or a number in a static graph.
             ValueError: an index is in use, and there is none for this step.
         """
-        if self.next is None and not self.in_use:
-            return
         in_graph = type(self.next) is not int and is_tensor(self.next) and not isinstance(self.next, paddle.Tensor)
         if self.next is not None and in_graph == in_dygraph_mode():
             wanted = "an int or a tensor" if in_graph else "a variable of the graph that the step is built into"
@@ -110,7 +108,7 @@ class BatchIndex:
                 f"batch_index: received {shown(self.next)}, set in another mode than this step's, expected {wanted}; "
                 "set it after paddle.enable_static() or disable_static(), and within a function that is traced"
             )
-        if self.in_use and self.next is None:
+        if self.next is None:
             raise ValueError(
                 f"batch_index: received none for this step, expected 0 to {self._n - 1}, as earlier steps had one; set "
                 "optimizer.batch_index before every step, to the first number that sampler.enumerate(loader) gives"

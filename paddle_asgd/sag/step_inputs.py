@@ -62,7 +62,8 @@ class StepInputs:
         self._theta = check_theta(theta)
         #: the number of steps before the next one, and that step's theta
         self._theta_now: tuple[int, float] | None = None
-        self._steps = 0
+        #: the number of steps taken or skipped so far
+        self.steps = 0
         self._watch_wanted = watch if watch is None else arguments.check_flag("watch", watch)
         self.watch = None if self._watch_wanted is False else Watch(n, self.index)
 
@@ -132,27 +133,24 @@ class StepInputs:
             TypeError: the batch index was set in another mode, or theta is a callable in a static graph.
             ValueError: the batch index is missing, or the callable's result is not a finite number of at least 0.
         """
-        self.index.require()
-        if self.index.mixed is not None:
-            self.index.warn_of_mixture()
+        index = self.index
+        if index.in_use or index.next is not None:
+            index.require()
+            if index.mixed is not None:
+                index.warn_of_mixture()
         # The callable is asked once for each step, however many native calls and attempts the step takes.
-        if callable(self._theta) and (self._theta_now is None or self._theta_now[0] != self._steps):
+        if callable(self._theta) and (self._theta_now is None or self._theta_now[0] != self.steps):
             if not in_dygraph_mode():
                 raise TypeError(
                     "theta: received a callable, expected a number: in a static graph no Python runs in a step"
                 )
-            theta = arguments.check_number(f"theta of step {self._steps}", self._theta(self._steps))
-            self._theta_now = (self._steps, theta)
+            theta = arguments.check_number(f"theta of step {self.steps}", self._theta(self.steps))
+            self._theta_now = (self.steps, theta)
 
     def step_taken(self) -> list[Callable[[], Any]]:
         """C calls that note a step as taken or skipped: the index is used up, and the count of steps goes on."""
-        counted = partial(setattr, self, "_steps", self._steps + 1)
+        counted = partial(setattr, self, "steps", self.steps + 1)
         return [counted, partial(vars(self.index).update, next=None, mixed=None)] if self.index.in_use else [counted]
-
-    @property
-    def steps(self) -> int:
-        """The number of steps taken or skipped so far."""
-        return self._steps
 
     def of_planned_step(self, bucket: Bucket) -> tuple[Any, Any, Any, Any]:
         """Batch index, weights, theta and watch as a planned step takes them, for parameters that had a step before.
@@ -228,7 +226,7 @@ class StepInputs:
         if self.weights is not None:
             collected[WEIGHTS] = entries.number_entry(self.weights, "float64")
         if callable(self._theta):
-            collected[THETA_STEP] = entries.number_entry([self._steps], "int64")
+            collected[THETA_STEP] = entries.number_entry([self.steps], "int64")
         return collected
 
     def check_loaded(self, state_dict: dict[str, Any]) -> int:
@@ -245,12 +243,12 @@ class StepInputs:
         """
         check_same_weights(entries.entry_value(state_dict.get(WEIGHTS)), self.weights, self.n)
         if THETA_STEP not in state_dict:
-            return self._steps
+            return self.steps
         return check_step(f"set_state_dict: {THETA_STEP!r}", entries.entry_value(state_dict[THETA_STEP]))
 
     def going_on_at(self, step: int) -> Callable[[], Any]:
         """C call that sets the number of steps before the next one, when a checkpoint is loaded."""
-        return partial(setattr, self, "_steps", step)
+        return partial(setattr, self, "steps", step)
 
     def adapt_clocks(self, states: dict[str, dict[str, Any]], undo: list[Callable[[], Any]]) -> None:
         """Let the clocks of a checkpoint suit the optimizer's, since a step needs clocks of one kind.
