@@ -335,7 +335,9 @@ def other_part(planned: Planned) -> None:
 
 
 def other_dtype(planned: Planned) -> None:
-    planned.params[1].detach().view("int32")._share_buffer_to(planned.params[1])
+    """Of a tensor whose dtype no gradient is compared with."""
+    sums = planned.tensors()["d"]
+    sums.view("int32")._share_buffer_to(sums)
 
 
 def fewer_rows(planned: Planned) -> None:
