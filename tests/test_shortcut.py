@@ -341,8 +341,8 @@ def other_dtype(planned: Planned) -> None:
 
 
 def fewer_rows(planned: Planned) -> None:
-    """Which leaves the strides as they are."""
-    planned.params[1].get_tensor()._set_dims([2, 4])
+    """Of the same, which leaves the strides as they are."""
+    planned.tensors()["d"].get_tensor()._set_dims([2, 4])
 
 
 def clock_without_dimensions(planned: Planned) -> None:
@@ -534,9 +534,9 @@ def test_a_plan_is_for_its_own_kind_of_step() -> None:
         with pytest.raises(ValueError, match="not like the last one"):
             native.averaged_sgd_planned(planned.plan(), kept, 0.1, 0.0, 0.0, 0.75, 1.0, 1.0, [])
     plan = planned.plan()
-    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, [])
+    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, False, [])
     with pytest.raises(ValueError, match="not like the last one"):
-        native.asgd_planned(plan, 0.1, 0.0, 0, None, None, None, [])
+        native.asgd_planned(plan, 0.1, 0.0, 0, None, None, None, False, [])
 
 
 @pytest.mark.shortcut
@@ -547,8 +547,8 @@ def test_a_plan_takes_no_step_within_its_own_step() -> None:
 
     def again() -> None:
         with pytest.raises(ValueError, match="in use"):
-            native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, [])
+            native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, False, [])
 
     notes = [again]
-    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, notes)
-    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, notes)
+    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, False, notes)
+    native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, False, notes)

@@ -262,8 +262,6 @@ class ASGD(FusedOptimizer):
 
     def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any]) -> None:
         rates = _turned(rates) if self._maximize else rates
-    def _take_planned(self, plan: Any, bucket: Bucket, rates: tuple[Any, Any]) -> None:
-        rates = _turned(rates) if self._maximize else rates
         inputs, narrow = self._inputs, bucket.state[-1] is not None
         native.asgd_planned(plan, *rates, *inputs.of_planned_step(bucket), narrow, inputs.step_taken())
 
