@@ -196,18 +196,12 @@ def average_update(
     _C.average_update(averages, values, weight, copies, originals)
 
 
-def average_planned(plan: Any, weight: float, notes: list[Callable[[], Any]]) -> None:
-    """Take the update of ``average_update`` by a plan of the lists averages, values, copies and originals.
-
-    Args:
-        plan: made by ``step_plan``, with none that is trained.
-        weight: as for ``average_update``.
-        notes: functions of C, called after the update; no interrupt can come between.
-
-    Raises:
-        ValueError: anything is not as the plan knows it, or the weight is out of range. Nothing has been done.
-    """
-    _C.average_planned(plan, weight, notes)
+#: Takes the update of ``average_update`` by a plan of the lists averages, values, copies and originals, in dygraph.
+#:
+#: Arguments: the plan, made by ``step_plan`` with none that is trained; the weight; and notes, a list of functions of C
+#: that are called after the update. No interrupt can come between. ValueError: something is not as the plan knows it,
+#: or the weight is out of range, and nothing has been done.
+average_planned = _C.average_planned
 
 
 def average_swap(averages: Tensors, values: Tensors, targets: Tensors = (), sources: Tensors = ()) -> None:
@@ -257,30 +251,13 @@ def step_plan(parameters: list, trained: list, multipliers: list, lists: list[li
         return None
 
 
-def asgd_planned(
-    plan: Any,
-    learning_rate: float | Any,
-    weight_decay: float | Any,
-    batch_index: int | Any | None,
-    batch_weights: Any | None,
-    theta: float | Any | None,
-    watch: Any | None,
-    narrow: bool,
-    notes: list[Callable[[], Any]],
-) -> None:
-    """Take the step of ``asgd_update`` by a plan of the lists params, d, y, m, masters and y_scale, if there are any.
-
-    Args:
-        plan: made by ``step_plan``.
-        learning_rate, weight_decay, batch_index, batch_weights, theta, watch: as for ``asgd_update``.
-        narrow: whether the last list is ``y_scale``.
-        notes: functions of C, called after the update; no interrupt can come between.
-
-    Raises:
-        ValueError: anything but the gradients is not as the plan knows it. Nothing has been done.
-    """
-    _C.asgd_planned(plan, learning_rate, weight_decay, batch_index, batch_weights, theta, watch, narrow, notes)
-
+#: Takes the step of ``asgd_update`` by a plan of the lists params, d, y, m, masters and y_scale, if there are any.
+#:
+#: Arguments: the plan, made by ``step_plan``; learning_rate, weight_decay, batch_index, batch_weights, theta and watch
+#: as for ``asgd_update``; whether the last list is ``y_scale``; and notes, a list of functions of C that are called
+#: after the update. No interrupt can come between. ValueError: anything but the gradients is not as the plan knows it,
+#: and nothing has been done.
+asgd_planned = _C.asgd_planned
 
 #: likewise of the operator of averaged SGD
 _AVERAGED_SGD_INPUTS = (
@@ -352,29 +329,11 @@ def averaged_sgd_call(*arguments: Any) -> Callable[[], None]:
     return partial(_C.averaged_sgd_update if in_dygraph_mode() else averaged_sgd_update, *arguments)
 
 
-def averaged_sgd_planned(
-    plan: Any,
-    kept: tuple[bool, bool, bool, bool],
-    learning_rate: float | Any,
-    weight_decay: float | Any,
-    lambd: float,
-    alpha: float,
-    t0: float,
-    sign: float,
-    notes: list[Callable[[], Any]],
-) -> None:
-    """Take the step of ``averaged_sgd_update`` by a plan of the lists params, ax, steps, t0s, etas and masters.
-
-    Args:
-        plan: made by ``step_plan``.
-        kept: whether the plan has the lists ax, t0s, etas and masters.
-        learning_rate, weight_decay, lambd, alpha, t0, sign: as for ``averaged_sgd_update``.
-        notes: functions of C, called after the update; no interrupt can come between.
-
-    Raises:
-        ValueError: anything but the gradients is not as the plan knows it. Nothing has been done.
-    """
-    _C.averaged_sgd_planned(plan, kept, learning_rate, weight_decay, lambd, alpha, t0, sign, notes)
+#: Takes the step of ``averaged_sgd_update`` by a plan of the lists params, ax, steps, t0s, etas and masters.
+#:
+#: Arguments: the plan; whether it has the lists ax, t0s, etas and masters, four bools; learning_rate, weight_decay,
+#: lambd, alpha, t0 and sign as for ``averaged_sgd_update``; and notes, as for ``asgd_planned``, which raises the same.
+averaged_sgd_planned = _C.averaged_sgd_planned
 
 
 def _check_static(operator: str, params: Tensors, masters: Tensors | None, **scalars: Any) -> None:
