@@ -49,12 +49,13 @@ std::shared_ptr<const void> memory_owner(const Dense&, long) {
 }
 
 // Before Python 3.12 a dictionary has a number that every change of it replaces, and that no other dictionary ever
-// gets. Later Pythons have none, and 0 stands for it.
+// gets. Later Pythons have none, so the answer is one that was never given before. It is never 0.
 inline uint64_t version_of([[maybe_unused]] PyObject* dictionary) {
 #if PY_VERSION_HEX < 0x030C0000
   return reinterpret_cast<PyDictObject*>(dictionary)->ma_version_tag;
 #else
-  return 0;
+  static uint64_t answers = 0;
+  return ++answers;
 #endif
 }
 
@@ -72,7 +73,7 @@ class SeenDictionary {
 
   bool unchanged() {
     const uint64_t version = version_of(dictionary_.ptr());
-    if (version != 0 && version == version_) return true;
+    if (version == version_) return true;
     if (!(few_ ? has_values() : has_items())) return false;
     version_ = version;
     return true;
@@ -244,7 +245,7 @@ class SeenAttributes {
   // False if they may have changed.
   bool unchanged(PyObject* param) const {
     PyObject* const dict = dict_of(param);
-    return dict != nullptr && version_ != 0 && version_of(dict) == version_ &&
+    return dict != nullptr && version_of(dict) == version_ &&
            (options_ == nullptr || version_of(options_) == options_version_);
   }
 

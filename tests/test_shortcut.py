@@ -468,6 +468,15 @@ def test_gradients_are_read_without_python_objects() -> None:
 
 
 @pytest.mark.shortcut
+def test_stop_gradient_may_be_anything_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = Planned()
+    monkeypatch.setattr(type(planned.params[0]), "stop_gradient", property(lambda _: False), raising=False)
+    assert planned.takes_step()
+    monkeypatch.setattr(type(planned.params[0]), "stop_gradient", property(lambda _: True))
+    assert not planned.takes_step()
+
+
+@pytest.mark.shortcut
 def test_a_plan_that_cannot_read_gradients_asks_python_for_them() -> None:
     """The plan is made while the first parameter has none to compare with."""
     contents = []
@@ -534,6 +543,8 @@ def test_a_plan_is_for_its_own_kind_of_step() -> None:
         with pytest.raises(ValueError, match="not like the last one"):
             native.averaged_sgd_planned(planned.plan(), kept, 0.1, 0.0, 0.0, 0.75, 1.0, 1.0, [])
     plan = planned.plan()
+    with pytest.raises(ValueError, match="not like the last one"):
+        native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, True, [])
     native.asgd_planned(plan, 0.1, 0.0, None, None, None, None, False, [])
     with pytest.raises(ValueError, match="not like the last one"):
         native.asgd_planned(plan, 0.1, 0.0, 0, None, None, None, False, [])
