@@ -29,6 +29,16 @@ __device__ Prepared<T> prepare(const TensorArgs& t, const StepArgs& step, int64_
                      coefficients_of<T>(step, visit, divisor(visit, t, step))};
 }
 
+// One thread of a block does the divisions, the loads that wait for each other and, in a weighted first pass, the loop
+// over the slots. The pointers stay in the arguments, where the compiler knows that they lead to global memory.
+template <typename T>
+__device__ Prepared<T> prepare_once(const TensorArgs& t, const StepArgs& step, int64_t span) {
+  __shared__ Prepared<T> shared;
+  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step, span);
+  block_barrier();
+  return shared;
+}
+
 // Four blocks a multiprocessor are demanded: without the demand the compiler gives float64 so few registers that its
 // loads of the history wait for each other, and with one for more blocks it spills.
 template <typename P, typename G, typename T, int kBytes>
@@ -38,12 +48,7 @@ __global__ void __launch_bounds__(kThreads, 4) step_tensors(const PADDLE_ASGD_GR
   const int index = find_tensor(launch, blockIdx.x);
   const TensorArgs& t = launch.tensors[index];
   const int64_t span = static_cast<int64_t>(blockIdx.x) - launch.first_block[index];
-  // One thread of a block does the divisions, the loads that wait for each other and, in a weighted first pass, the
-  // loop over the slots. The pointers stay in the arguments, where the compiler knows that they lead to global memory.
-  __shared__ Prepared<T> shared;
-  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step, span);
-  block_barrier();
-  const Prepared<T> prepared = shared;
+  const Prepared<T> prepared = prepare_once<T>(t, step, span);
   const Work<P, G, T> work{
       typed<P, G, T>(t, prepared.slot), step.batch_num, step.batch_weights, step.has_theta, prepared.fresh, prepared.c};
   const int64_t begin = span * kChunk;
@@ -64,23 +69,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
   const int index = find_tensor(launch, blockIdx.x);
   const TensorArgs& t = launch.tensors[index];
   const int64_t span = static_cast<int64_t>(blockIdx.x) - launch.first_block[index];
-  __shared__ Prepared<T> shared;
-  if (!kThreadsWait || threadIdx.x == 0) shared = prepare<T>(t, step, span);
-  block_barrier();
-  const Prepared<T> prepared = shared;
+  const Prepared<T> prepared = prepare_once<T>(t, step, span);
   const int64_t begin = span * kChunk, end = min(begin + kChunk, t.numel);
   const auto update = [&](auto* y) {
-    using Work = NarrowWork<std::remove_pointer_t<decltype(y)>, P, G, T>;
-    Work{typed<P, G, T>(t, prepared.slot),
-         y,
-         t.y_scale,
-         prepared.slot,
-         step.batch_num,
-         step.batch_weights,
-         step.has_theta,
-         prepared.fresh,
-         prepared.c}
-        .update_range(begin, end);
+    const NarrowWork<std::remove_pointer_t<decltype(y)>, P, G, T> work{typed<P, G, T>(t, prepared.slot),
+                                                                       y,
+                                                                       t.y_scale,
+                                                                       prepared.slot,
+                                                                       step.batch_num,
+                                                                       step.batch_weights,
+                                                                       step.has_theta,
+                                                                       prepared.fresh,
+                                                                       prepared.c};
+    work.update_range(begin, end);
   };
   t.history == History::kInt16 ? update(static_cast<int16_t*>(t.y)) : update(static_cast<int8_t*>(t.y));
 }
