@@ -329,6 +329,6 @@ def test_parts_by_elements_keep_the_whole_average() -> None:
 
     averaged._tensors.divide(None)
     train(layers, paddle.optimizer.SGD(0.1, layers.parameters()), slice(None), range(1))
-    averaged._tensors.update_call(1.0)()
+    averaged._tensors.update(1.0)
     assert plain(averaged._tensors.averages(False)) == plain(layers.state_dict())
     assert averaged.is_divided is False
