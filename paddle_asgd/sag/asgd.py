@@ -82,7 +82,7 @@ class ASGD(FusedOptimizer):
         watch: sample whether the stored gradients fit their batches, and warn (``SlotMismatchWarning``) if in most
             of the last eight passes they do not and the gradients' spread has stopped falling. Of several groups with
             options of their own, only the largest is sampled. A ``batch_num`` that is a multiple of the right one goes
-            unnoticed. This costs up to 2 % of a step, or 2 us, and 25 to 50 us with cold caches. None means True in
+            unnoticed. This costs up to 2 % of a step, or 2 us, and up to 9 us with cold caches. None means True in
             dygraph. In static graphs it means True only if a ``batch_index`` is used, because the watch adds a
             variable, which ``paddle.static.load`` does not find in files of Paddle's own optimizer.
         maximize: step along the gradient instead of against it; weight decay still makes the parameters smaller.
