@@ -18,7 +18,7 @@ from paddle import distributed
 from paddle.distributed import Replicate, Shard
 from ranks import caught, run_on_ranks
 
-from paddle_asgd import ASGD, AveragedSGD, LipschitzSearch
+from paddle_asgd import ASGD, AveragedSGD, LipschitzSearch, sharded_checkpoint
 from paddle_asgd.fused import FusedOptimizer
 from paddle_asgd.sag import checks
 from paddle_asgd.state import StateTensor
@@ -143,8 +143,7 @@ def local_part(tensor: Any) -> float:
 def checkpoints(found: dict[str, Any], folder: Path, place: str, name: str) -> None:
     key, drawn = f"{place}_{name}", name == "drawn"
     run = trained(place, name, STOP)
-    weights = {k: v.clone() for k, v in run.layers.state_dict().items()}
-    state = {k: v.clone() for k, v in run.optimizer.state_dict().items()}
+    weights, state = copies(run.layers.state_dict()), copies(run.optimizer.state_dict())
     distributed.save_state_dict({**run.layers.state_dict(), **run.optimizer.state_dict()}, str(folder / key))
     numbers = run.optimizer.numbers_state_dict()
 
@@ -154,11 +153,11 @@ def checkpoints(found: dict[str, Any], folder: Path, place: str, name: str) -> N
             distributed.load_state_dict(renamed(part.state_dict(), state), str(folder / key))
 
     def from_memory(new: Run) -> None:
-        new.layers.set_state_dict(weights)
+        new.layers.set_state_dict(copies(weights))
         new.optimizer.set_state_dict(state)
 
     def from_one_process(new: Run) -> None:
-        new.layers.set_state_dict(weights)
+        new.layers.set_state_dict(copies(weights))
         new.optimizer.set_state_dict({k: whole(v) for k, v in state.items()})
 
     for load in (from_files, from_memory, from_one_process):
@@ -166,6 +165,11 @@ def checkpoints(found: dict[str, Any], folder: Path, place: str, name: str) -> N
         load(new)
         new.train(STOP, STEPS, drawn)
         found[f"{key}_{load.__name__}"] = new.values()
+
+
+def copies(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Of which a layer may take the memory for its own, as Paddle 3.0's does on a mesh."""
+    return {key: tensor.clone() for key, tensor in tensors.items()}
 
 
 def renamed(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +199,7 @@ def dense_gradient() -> list[str]:
     run = Run("parts", asgd())
     param = run.layers[0].weight
     said = [caught(lambda: run.optimizer.apply_gradients([(param, paddle.zeros(param.shape))]))]
-    said.append(caught(lambda: run.optimizer.sharded_state_dict(run.layers.sharded_state_dict())))
+    said.append(caught(lambda: run.optimizer.sharded_state_dict({})))
     return [*said, caught(lambda: LipschitzSearch(run.optimizer))]
 
 
@@ -311,6 +315,8 @@ def test_state_is_that_of_one_process(ranks: list[dict[str, Any]], place: str) -
 @pytest.mark.parametrize("name", ["plain", "drawn"])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_resumed_run_continues_bit_for_bit(ranks: list[dict[str, Any]], place: str, name: str, load: str) -> None:
+    if load == "from_files" and sharded_checkpoint.ShardedWeight is None:
+        pytest.skip("a Paddle whose load_state_dict loads into copies on a GPU, for which there is no stand-in")
     for found in ranks:
         assert found[f"{place}_{name}_{load}"] == found[f"{place}_{name}"]
 
@@ -341,7 +347,9 @@ def test_what_is_refused(ranks: list[dict[str, Any]]) -> None:
         assert found["room"][0] == ""
         assert found["room"][1].startswith("ValueError: batch_num: received 3, which takes")
         assert "received a tensor on no mesh, expected one on its mesh" in found["dense"][0]
-        assert found["dense"][1].startswith("TypeError: sharded_state_dict: received a call where parameters are on a")
+        without = "RuntimeError: sharded_state_dict: received a call under a Paddle without"
+        on_a_mesh = "TypeError: sharded_state_dict: received a call where parameters are on a mesh"
+        assert found["dense"][1].startswith(without if sharded_checkpoint.ShardedWeight is None else on_a_mesh)
         assert found["dense"][2].startswith("ValueError: optimizer: received one whose parameters shard_tensor has put")
         assert found["blocks"][0] == ""
         assert "because 'scale' has one number for every 128 elements" in found["blocks"][1]
