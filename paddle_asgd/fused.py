@@ -218,8 +218,9 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
         """Train one more group of parameters from the next step on.
 
         Args:
-            group: a dict with ``params``, a list of tensors or one tensor, and options for them: ``weight_decay``,
-                ``grad_clip``, and ``learning_rate``, a multiplier of the optimizer's.
+            group: a dict with ``params``, a list of tensors or one tensor, and options for them, those that a group of
+                the constructor may have: ``weight_decay``, ``grad_clip``, ``learning_rate``, a multiplier of the
+                optimizer's, and those that only this optimizer has.
 
         Raises:
             TypeError, ValueError: the group is such as the constructor would refuse, or a wrapper has already divided
@@ -723,6 +724,7 @@ class FusedOptimizer(Hooked, ShardedCheckpoint, Optimizer):
 
     def _load_of_rank(self, state_dict: dict[str, Any]) -> None:
         """What ``set_state_dict`` does, for a state that a wrapper may have divided or shortened."""
+        self._follow_groups()  # what a checkpoint must hold may depend on a group's options
         if isinstance(state_dict, dict):
             lists = (self._own_list or [], self._parameter_list or [])
             state_dict = state_for_part(state_dict, self._number_keys(), *lists)

@@ -132,6 +132,7 @@ class ShardedCheckpoint:
         leave_trace()
         if not isinstance(state_dict, dict):
             raise TypeError(f"set_numbers_state_dict: received {type(state_dict).__name__}, expected a dict")
+        self._follow_groups()
         rest, form = dict(state_dict), {}
         for name in self._form():
             value = entry_value(rest.pop(name, None))
@@ -185,6 +186,7 @@ class ShardedCheckpoint:
         Returns:
             The parameters that are trained and of which this rank has anything.
         """
+        self._follow_groups()  # the form of what is made may depend on a group's options
         params = [param for param in self._held_parameters() if not param.stop_gradient]
         for param in params:
             dtype = paddle.float32 if wide and is_16_bit(param) else expected_gradient(param)

@@ -183,6 +183,45 @@ def test_a_group_edited_before_its_first_step() -> None:
     assert forms(optimizer, params) == [("int16", (3, 32))]
 
 
+@pytest.mark.filterwarnings("ignore:.*matched by their order")
+@pytest.mark.parametrize("load", ["set_state_dict", "set_numbers_state_dict"])
+@pytest.mark.parametrize(("given", "edited"), [("int8", "int16"), (None, "int8"), ("int8", None)])
+def test_an_edit_before_the_first_step_counts_for_a_checkpoint(
+    given: str | None, edited: str | None, load: str
+) -> None:
+    """As a program that edits its groups resumes: the checkpoint of its own run, and no other."""
+    problem = Quadratic(3, SHAPES)
+
+    def edited_optimizer() -> tuple[ASGD, list]:
+        params = problem.parameters()
+        optimizer = ASGD(0.1, 3, [{"params": params, "history_dtype": given}])
+        optimizer.param_groups[0]["history_dtype"] = edited
+        return optimizer, params
+
+    saved, params = edited_optimizer()
+    found = trained(saved, problem, params, range(5))
+    whole = load == "set_state_dict"
+    state = saved.state_dict() if whole else saved.numbers_state_dict()
+    optimizer, params = edited_optimizer()
+    getattr(optimizer, load)(state)
+    assert [dtype for dtype, _ in forms(optimizer, params)] == [edited if n and edited else "float32" for n in NARROW]
+    if whole:
+        kept = [bits(state_of(optimizer, param, KEPT)) for param in params]
+        assert all(new[name] == old[name] for new, old in zip(kept, found) for name in old if name != "x")
+    foreign = ASGD(0.1, 3, params, history_dtype=given)
+    with pytest.raises(ValueError, match=r"history_dtype"):
+        getattr(foreign, load)(state)
+
+
+def test_an_edit_before_the_first_step_counts_for_the_bytes() -> None:
+    params = Quadratic(3, SHAPES).parameters()
+    optimizer = ASGD(0.1, 3, [{"params": params}])
+    optimizer.param_groups[0]["history_dtype"] = "int8"
+    assert optimizer.state_bytes() == ASGD(0.1, 3, params, history_dtype="int8").state_bytes()
+    optimizer.param_groups[0]["history_dtype"] = "int4"
+    assert_refused(optimizer.state_bytes, ValueError, ["param_groups[0]['history_dtype']", "'int4'", EXPECTED])
+
+
 @pytest.mark.parametrize(
     ("began", "change"), [("int8", "int16"), ("int8", None), ("int8", "gone"), (None, "int8"), (None, "int16")]
 )

@@ -424,6 +424,17 @@ def test_one_process_loads_all_state(dtype: str, drawn: bool, tmp_path: Path) ->
     assert values_of(first) == values_of(second)
 
 
+def test_an_edited_group_decides_what_is_made() -> None:
+    """State that is made before the first step to be filled has the form that the first step expects."""
+    layers = paddle.nn.Linear(64, 64)
+    optimizer = ASGD(0.1, N, [{"params": layers.parameters()}])
+    optimizer.param_groups[0]["history_dtype"] = "int8"
+    sharded = optimizer.sharded_state_dict(layers.sharded_state_dict())
+    assert sharded["weight.y_1_0"].local_tensor.dtype == paddle.int8
+    step_with(optimizer, 1.0, 1.0)
+    assert state_of(optimizer, layers.weight)["y"].dtype == np.int8
+
+
 @pytest.mark.parametrize("starts", [False, True])
 @pytest.mark.parametrize("compatible", [False, True])
 def test_averages_are_loaded(starts: bool, compatible: bool, tmp_path: Path) -> None:

@@ -333,6 +333,7 @@ class ASGD(FusedOptimizer):
         their parameters.
 
         Raises:
+            TypeError, ValueError: groups have been edited, and the next step would refuse them.
             ValueError: the optimizer stands for all parameters of a program, and ``minimize`` has not been called.
 
         Examples:
@@ -342,6 +343,7 @@ class ASGD(FusedOptimizer):
             >>> ASGD(0.1, 50, [weight], history_dtype="int8").state_bytes().total
             555800
         """
+        self._follow_groups()
         if self._parameter_list is None and not self._state.created:
             raise ValueError(
                 "state_bytes: received a call before minimize(), of an optimizer made with parameters=None, expected "
