@@ -185,6 +185,8 @@ def sort_into_buckets(
         undo: gets the calls that drop state which is made here.
     """
     buckets: dict[tuple, Bucket] = {}
+    # What some parameters never have does not divide them: its list is shorter than the others.
+    later = [i for i, entry in enumerate(state.layout) if entry.later]
     with state_guard():
         for param, grad in pairs:
             own = options.of(param)
@@ -192,14 +194,13 @@ def sort_into_buckets(
             if not in_dygraph_mode() and 0 in param.shape:
                 # An executor takes a list with an empty tensor in it for no list, and would leave all masters out.
                 master = None
-            # What some parameters never have does not divide them: its list is shorter than the others.
-            made = tuple(tensor is not None or not e.later for e, tensor in zip(state.layout, tensors))
+            lacking = tuple(i for i in later if tensors[i] is None) if later else ()
             # The watch samples one bucket, in which it must not count twice what several ranks have whole.
             in_shards = state.in_shards and is_sharded(param)
-            key = (*(id(o) if is_tensor(o) else o for o in own[:2]), master is None, made, in_shards)
+            key = (*(id(o) if is_tensor(o) else o for o in own[:2]), master is None, lacking, in_shards)
             bucket = buckets.get(key)
             if bucket is None:
-                lists = tuple([] if is_made else None for is_made in made)
+                lists = tuple(None if i in lacking else [] for i in range(len(tensors)))
                 bucket = Bucket([], [], lists, None if master is None else [], *own[:2])
                 buckets[key] = bucket
             bucket.params.append(param)

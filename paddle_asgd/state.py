@@ -180,8 +180,8 @@ class ParameterState:
         owner = self._owner_name(param)
         accumulators = self._optimizer._accumulators
         tensors = [accumulators.get(self.key(entry.name), {}).get(owner) for entry in self.layout]
-        made = (tensor is not None or not entry.is_due(param) for entry, tensor in zip(self.layout, tensors))
-        return tensors if all(made) else None
+        missing = [entry for entry, tensor in zip(self.layout, tensors) if tensor is None]
+        return None if any(entry.is_due(param) for entry in missing) else tensors
 
     def held(self, param: Any, name: str) -> Any | None:
         """The parameter's tensor of one entry as it is, even if options have since made the others incomplete."""
@@ -381,11 +381,10 @@ class ParameterState:
             state: its tensors, as ``of`` returns them.
             grad: its gradient.
         """
-        dtypes = (tensor.dtype for entry, tensor in zip(self.layout, state) if entry.dtype_of(param) == "gradient")
-        stored = next(dtypes, grad.dtype)
-        if stored == grad.dtype or dtype_name(stored) != "float32" or not is_16_bit(grad):
+        if not is_16_bit(grad):
             return grad
-        return grad.astype("float32")
+        dtypes = (tensor.dtype for entry, tensor in zip(self.layout, state) if entry.dtype_of(param) == "gradient")
+        return grad.astype("float32") if dtype_name(next(dtypes, grad.dtype)) == "float32" else grad
 
     def held_master(self, param: Any) -> Any | None:
         """The parameter's master weight, if there is one and steps are taken with it; otherwise None."""
