@@ -327,7 +327,17 @@ class AveragedSGD(FusedOptimizer):
     def _form(self) -> dict[str, int]:
         return {**super()._form(), "steps_taken": self._steps}
 
+    def _make_state(self, wide: bool = False) -> list:
+        before = {param.name for param, _ in self._averaged()}
+        params = super()._make_state(wide)
+        made = [(param, state["ax"]) for param, state in self._averaged() if param.name not in before]
+        # A parameter that takes no step is its own average; of zeros the weights would become zeros in a swap.
+        weights = [local(param if (w := self._state.held_master(param)) is None else w) for param, _ in made]
+        native.average_update([local(ax) for _, ax in made], weights, 1.0)
+        return params
+
     def _take_form(self, form: dict[str, int]) -> None:
+        self._state.due = frozenset()  # that of the checkpoint counts; the next step finds it out
         super()._take_form(form)
         self._steps = form["steps_taken"]
 
