@@ -198,9 +198,9 @@ class ShardedCheckpoint:
             dtype = paddle.float32 if wide and is_16_bit(param) else expected_gradient(param)
             self._state.of_step(param, dtype, [])
         # What one has, all have: a checkpoint says only whether there is such an entry.
-        held = [self._state.named(param) for param in params]
+        form = self._form()
         for entry in self._state.layout:
-            if entry.later and any(tensors[entry.name] is not None for tensors in held):
+            if entry.later and form[f"has_{entry.name}"]:
                 for param in params:
                     self._state.entry_of(param, entry, [])
         return params

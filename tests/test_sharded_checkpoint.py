@@ -507,6 +507,24 @@ def test_a_checkpoint_from_before_the_averages(starts: bool, tmp_path: Path) -> 
     assert optimizer.has_averages != starts
 
 
+@pytest.mark.parametrize("starts", [False, True])
+def test_numbers_of_a_rank_whose_part_is_frozen(starts: bool) -> None:
+    """They are those of the other ranks: fleet gives the largest parameter to rank 0, which writes them."""
+
+    def numbers(frozen: bool) -> dict[str, Any]:
+        layers = layers_of("float32", [[2]])
+        layers.p0.stop_gradient = frozen
+        optimizer = AveragedSGD(0.1, t0=1e6 if starts else 1, parameters=layers.parameters())
+        for step in range(4):
+            step_with(optimizer, *[1.0] * (not frozen))
+            if starts and step == 1:
+                optimizer.start_averaging()
+        return {name: value.tolist() for name, value in optimizer.numbers_state_dict().items()}
+
+    assert numbers(True) == numbers(False)
+    assert [numbers(True)[f"has_{name}"] for name in ("ax", "t0")] == [[1], [int(starts)]]
+
+
 def test_gradient_norm_of_state_before_the_first_step() -> None:
     layers = layers_of("float32", [[2], [2]])
     optimizer = ASGD(0.1, N, layers.parameters(), weight_decay=0.1)
