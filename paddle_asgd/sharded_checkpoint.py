@@ -19,6 +19,7 @@ from .entries import SCHEDULER, entry_value, number_entry
 from .sharding import give_memory_to_slices
 from .state import ParameterState, StateTensor, expected_gradient, is_16_bit
 from .tracing import leave_trace
+from .uninterrupted import uninterrupted
 
 try:
     from paddle.distributed.flex_checkpoint.dcp.sharded_weight import ShardedWeight
@@ -176,6 +177,11 @@ class ShardedCheckpoint:
             if entry.later and form[f"has_{entry.name}"]:
                 for param in params:
                     self._state.entry_of(param, entry, [])
+            elif entry.later:
+                # Of a later step: Paddle fails on a tensor that the checkpoint lacks.
+                self._forget_shortcut()
+                for param in params:
+                    uninterrupted(*self._state.dropping(param, entry.name))
 
     def _make_state(self, wide: bool = False) -> list:
         """Make the state that is missing.
@@ -191,6 +197,12 @@ class ShardedCheckpoint:
         for param in params:
             dtype = paddle.float32 if wide and is_16_bit(param) else expected_gradient(param)
             self._state.of_step(param, dtype, [])
+        # What one has, all have: a checkpoint says only whether there is such an entry.
+        form = self._form()
+        for entry in self._state.layout:
+            if entry.later and form[f"has_{entry.name}"]:
+                for param in params:
+                    self._state.entry_of(param, entry, [])
         return params
 
     def _held_parameters(self) -> list:

@@ -214,6 +214,22 @@ def test_rank_0_alone_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert os.listdir(tmp_path) == []
 
 
+def test_the_first_snapshot_of_rank_0_is_no_other_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank may come to its first update behind that."""
+    first, second = (PostHocEMA(Model(), folder=tmp_path, every=1) for _ in range(2))
+    first.update()
+    monkeypatch.setattr(post_hoc, "get_rank", lambda: 1)
+    second.update()
+    assert second.snapshots == first.snapshots
+    first.update()
+    monkeypatch.setattr(post_hoc, "get_rank", lambda: 0)
+    first.update()
+    for rank in (0, 1):
+        monkeypatch.setattr(post_hoc, "get_rank", lambda rank=rank: rank)
+        with pytest.raises(ValueError, match=r"^folder: received .* snapshots of another training"):
+            PostHocEMA(Model(), folder=tmp_path, every=1).update()
+
+
 def test_files_of_no_use(tmp_path: Path) -> None:
     model = Model()
     averages = PostHocEMA(model, folder=tmp_path, every=1)

@@ -457,6 +457,83 @@ def test_averages_are_loaded(starts: bool, compatible: bool, tmp_path: Path) -> 
         train(second)
 
 
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("compatible", [False, True])
+def test_averages_of_what_takes_no_step(starts: bool, compatible: bool, tmp_path: Path) -> None:
+    """State that a checkpoint needs is made of it, and a swap leaves it as it is."""
+
+    def make() -> tuple[Any, Any]:
+        layers = layers_of("float32", [[2], [2]])
+        layers.p1.set_value(paddle.full([2], 0.75))
+        return layers, AveragedSGD(
+            0.1, t0=1e6 if starts else 0, parameters=layers.parameters(), torch_compatible=compatible
+        )
+
+    def train(optimizer: AveragedSGD) -> None:
+        for step in range(4):
+            step_with(optimizer, 1.0 + step)
+            if starts and step == 1:
+                optimizer.start_averaging()
+
+    for optimizer in saved_and_loaded(make, tmp_path, train):
+        spare = optimizer._parameter_list[1]
+        with optimizer.averaged_parameters():
+            assert spare.tolist() == [0.75, 0.75]
+        train(optimizer)
+        step_with(optimizer, 1.0, 1.0)
+        assert spare.tolist() != [0.75, 0.75]
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_a_checkpoint_from_before_the_averages(starts: bool, tmp_path: Path) -> None:
+    """It takes them from the optimizer that has them."""
+    layers = layers_of("float32", [[2]])
+    optimizer = AveragedSGD(0.1, t0=1e6 if starts else 3, parameters=layers.parameters())
+    step_with(optimizer, 1.0)
+    model = layers.sharded_state_dict()
+    save_state_dict({**model, **optimizer.sharded_state_dict(model)}, str(tmp_path))
+    numbers, before = optimizer.numbers_state_dict(), values_of(optimizer)
+    for step in range(8):
+        step_with(optimizer, 1.0)
+        if starts and step == 1:
+            optimizer.start_averaging()
+    assert optimizer.has_averages
+    optimizer.set_numbers_state_dict(numbers)
+    load_state_dict({**model, **optimizer.sharded_state_dict(model)}, str(tmp_path))
+    assert values_of(optimizer) == before
+    for _ in range(4):
+        assert not optimizer.has_averages
+        step_with(optimizer, 1.0)
+    assert optimizer.has_averages != starts
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_numbers_of_a_rank_whose_part_is_frozen(starts: bool) -> None:
+    """They are those of the other ranks: fleet gives the largest parameter to rank 0, which writes them."""
+
+    def numbers(frozen: bool) -> dict[str, Any]:
+        layers = layers_of("float32", [[2]])
+        layers.p0.stop_gradient = frozen
+        optimizer = AveragedSGD(0.1, t0=1e6 if starts else 1, parameters=layers.parameters())
+        for step in range(4):
+            step_with(optimizer, *[1.0] * (not frozen))
+            if starts and step == 1:
+                optimizer.start_averaging()
+        return {name: value.tolist() for name, value in optimizer.numbers_state_dict().items()}
+
+    assert numbers(True) == numbers(False)
+    assert [numbers(True)[f"has_{name}"] for name in ("ax", "t0")] == [[1], [int(starts)]]
+
+
+def test_gradient_norm_of_state_before_the_first_step() -> None:
+    layers = layers_of("float32", [[2], [2]])
+    optimizer = ASGD(0.1, N, layers.parameters(), weight_decay=0.1)
+    optimizer.sharded_state_dict(layers.sharded_state_dict())
+    assert optimizer.gradient_norm() == math.inf
+    step_with(optimizer, 3.0)
+    assert 0 < optimizer.gradient_norm() < math.inf
+
+
 def test_gradients_of_more_bits_than_the_parameters(tmp_path: Path) -> None:
     """Mixed precision may keep float32 gradients beside 16-bit parameters, which the next run does before it steps."""
 

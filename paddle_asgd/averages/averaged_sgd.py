@@ -325,9 +325,25 @@ class AveragedSGD(FusedOptimizer):
         (load or self._load)(rest, partial(setattr, self, "_started", started))
 
     def _form(self) -> dict[str, int]:
-        return {**super()._form(), "steps_taken": self._steps}
+        form = {**super()._form(), "steps_taken": self._steps}
+        # All ranks must say the same, and of one whose part of the parameters is frozen no state tells it.
+        if "ax" in self._state.due:
+            form["has_ax"] = 1
+        if self._started:
+            form["has_t0"] = 1
+        return form
+
+    def _make_state(self, wide: bool = False) -> list:
+        before = {param.name for param, _ in self._averaged()}
+        params = super()._make_state(wide)
+        made = [(param, state["ax"]) for param, state in self._averaged() if param.name not in before]
+        # A parameter that takes no step is its own average; of zeros the weights would become zeros in a swap.
+        weights = [local(param if (w := self._state.held_master(param)) is None else w) for param, _ in made]
+        native.average_update([local(ax) for _, ax in made], weights, 1.0)
+        return params
 
     def _take_form(self, form: dict[str, int]) -> None:
+        self._state.due = frozenset(("ax",) if form.get("has_ax") else ())
         super()._take_form(form)
         self._steps = form["steps_taken"]
 

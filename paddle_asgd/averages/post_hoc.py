@@ -122,7 +122,8 @@ class PostHocEMA:
     def update(self) -> None:
         """Update all averages after a step, as ``AveragedModel.update``, and write snapshots if it is time."""
         if self._own is None:
-            there = self._folder.snapshots()
+            # Rank 0 may have written its first before another rank looks.
+            there = {each for each in self._folder.snapshots() if each.t > 1 or get_rank() == 0}
             if there:
                 raise ValueError(
                     f"folder: received {str(self._folder.path)!r} with {len(there)} snapshots of another training, "

@@ -50,6 +50,8 @@ def gradient_norm(
     in_graph = not in_dygraph_mode()
     found = [_in_scope(*pair, state) if in_graph else _held(*pair, state) for pair in trained]
     known = [entry for entry in found if entry is not None]
+    # State may be made before the first step, for a checkpoint to be loaded or saved.
+    stepped = in_graph or any(entry.m[0].item() for entry in known)
     if state.in_shards:
         # What several ranks have must count once.
         pairs = zip(trained, found)
@@ -57,10 +59,10 @@ def gradient_norm(
         known = [entry._replace(copies=copies) for entry, copies in zip(known, shares)]
     if group is not None:
         # A rank whose part is empty takes part, too, or the others would wait for it.
-        mine = paddle.to_tensor([_sum_of_squares(known, inputs), len(known)], dtype="float64")
+        mine = paddle.to_tensor([_sum_of_squares(known, inputs), stepped], dtype="float64")
         total, count = summed(mine, group).tolist()
         return math.sqrt(total) if count else math.inf
-    if not known:
+    if not known or not stepped:
         return math.inf
     if not in_graph:
         return math.sqrt(_sum_of_squares(known, inputs))
