@@ -173,11 +173,9 @@ class ShardedCheckpoint:
     def _take_form(self, form: dict[str, int]) -> None:
         """Make all state, in the form of a checkpoint."""
         params = self._make_state(bool(form[_WIDE]))
+        self._make_later_entries(params, form)
         for entry in self._state.layout:
-            if entry.later and form[f"has_{entry.name}"]:
-                for param in params:
-                    self._state.entry_of(param, entry, [])
-            elif entry.later:
+            if entry.later and not form[f"has_{entry.name}"]:
                 # Of a later step: Paddle fails on a tensor that the checkpoint lacks.
                 self._forget_shortcut()
                 for param in params:
@@ -198,12 +196,15 @@ class ShardedCheckpoint:
             dtype = paddle.float32 if wide and is_16_bit(param) else expected_gradient(param)
             self._state.of_step(param, dtype, [])
         # What one has, all have: a checkpoint says only whether there is such an entry.
-        form = self._form()
+        self._make_later_entries(params, self._form())
+        return params
+
+    def _make_later_entries(self, params: list, form: dict[str, int]) -> None:
+        """Make for all of these parameters the entries that come later and that a form has."""
         for entry in self._state.layout:
             if entry.later and form[f"has_{entry.name}"]:
                 for param in params:
                     self._state.entry_of(param, entry, [])
-        return params
 
     def _held_parameters(self) -> list:
         """The parameters of which this rank has anything, all of them in memory."""
