@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interrupts at a chosen instruction of a call, and what must be true behind one. Must not know what is called."""
+"""Interrupts at a chosen instruction of a call, and what must be true behind one. Must not know any one optimizer."""
 
 from __future__ import annotations
 
@@ -52,6 +52,48 @@ class Instructions:
             call()
         finally:
             sys.settrace(before)
+
+
+class Trainee:
+    """An optimizer that is trained on a problem, and is going to be interrupted.
+
+    A subclass makes ``problem``, ``params`` and ``optimizer``, and says in ``content`` what a later step depends on.
+    """
+
+    problem: Any
+    params: list
+    optimizer: Any
+    steps: int = 0
+
+    def ready(self) -> None:
+        """All that precedes a step."""
+        grads = self.problem.gradients(self.steps, [param.numpy() for param in self.params])
+        for param, grad in zip(self.params, grads):
+            param.grad = paddle.to_tensor(grad, dtype=param.dtype)
+
+    def finish(self) -> None:
+        self.optimizer.clear_grad(set_to_zero=False)
+        self.steps += 1
+
+    def train(self) -> None:
+        self.ready()
+        self.optimizer.step()
+        self.finish()
+
+    @classmethod
+    def state_after(cls, source: dict | None) -> dict:
+        """Copies of the state of another such optimizer, made with these arguments; empty for None."""
+        state = {} if source is None else cls(**source).optimizer.state_dict()
+        return {k: v.clone() if isinstance(v, paddle.Tensor) else v for k, v in state.items()}
+
+
+def step(subject: Trainee) -> None:
+    subject.optimizer.step()
+
+
+def skipped_step(subject: Trainee) -> None:
+    subject.optimizer._set_auxiliary_var("found_inf", paddle.to_tensor([True]))
+    subject.optimizer.step()
 
 
 class Expected:

@@ -13,7 +13,7 @@ from typing import Any, Callable
 import paddle
 import pytest
 from averaged_trial import KEPT, METHOD
-from interrupting import Expected
+from interrupting import Expected, Trainee, skipped_step, step
 from problems import Quadratic, bits, state_of
 
 from paddle_asgd import AveragedSGD
@@ -22,7 +22,7 @@ from paddle_asgd import AveragedSGD
 FIRST_AVERAGE = METHOD["t0"] + 1
 
 
-class Subject:
+class Subject(Trainee):
     """An optimizer that has taken some steps, and is about to do what will be interrupted.
 
     Args:
@@ -48,30 +48,11 @@ class Subject:
             split = [{"params": self.params[:1], "weight_decay": 0.2}, {"params": self.params[1:]}]
             options = {**METHOD, "weight_decay": 0.1, **options}
             self.optimizer = AveragedSGD(0.1, parameters=split if groups else self.params, **options)
-        self.steps = 0
-        for step in range(steps):
-            if step == started:
+        for taken in range(steps):
+            if taken == started:
                 self.optimizer.start_averaging()
             self.train()
-        self.checkpoint: dict = {}
-        if source is not None:
-            state = Subject(**source).optimizer.state_dict()
-            self.checkpoint = {k: v.clone() if isinstance(v, paddle.Tensor) else v for k, v in state.items()}
-
-    def ready(self) -> None:
-        """All that precedes a step."""
-        grads = self.problem.gradients(self.steps, [param.numpy() for param in self.params])
-        for param, grad in zip(self.params, grads):
-            param.grad = paddle.to_tensor(grad, dtype=param.dtype)
-
-    def finish(self) -> None:
-        self.optimizer.clear_grad(set_to_zero=False)
-        self.steps += 1
-
-    def train(self) -> None:
-        self.ready()
-        self.optimizer.step()
-        self.finish()
+        self.checkpoint = self.state_after(source)
 
     def content(self) -> dict[str, Any]:
         """All that a later step depends on."""
@@ -80,15 +61,6 @@ class Subject:
         found["masters"] = {name: master.numpy().tobytes() for name, master in optimizer._master_weights.items()}
         found["averages"] = (optimizer._steps, optimizer._started, optimizer._swapped, optimizer.has_averages)
         return found
-
-
-def step(subject: Subject) -> None:
-    subject.optimizer.step()
-
-
-def skipped_step(subject: Subject) -> None:
-    subject.optimizer._set_auxiliary_var("found_inf", paddle.to_tensor([True]))
-    subject.optimizer.step()
 
 
 def start(subject: Subject) -> None:

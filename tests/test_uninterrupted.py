@@ -15,7 +15,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 import pytest
-from interrupting import Expected
+from interrupting import Expected, Trainee, skipped_step, step
 from problems import Quadratic, bits, state_of
 
 from paddle_asgd import ASGD
@@ -28,7 +28,7 @@ N = 3
 ORDER = [2, 2, 0, 1, 0, 2, 1]
 
 
-class Subject:
+class Subject(Trainee):
     """An optimizer that has taken some steps, and is about to do what will be interrupted.
 
     Args:
@@ -55,32 +55,20 @@ class Subject:
             rate = paddle.optimizer.lr.StepDecay(0.1, step_size=2) if scheduled else 0.1
             split = [{"params": self.params[:1], "weight_decay": 0.2}, {"params": self.params[1:]}]
             self.optimizer = ASGD(rate, N, split if groups else self.params, weight_decay=0.1, **options)
-        self.steps, self.indexed = 0, indexed
+        self.indexed = indexed
         for _ in range(steps):
             self.train()
-        self.checkpoint: dict = {}
-        if source is not None:
-            state = Subject(**source).optimizer.state_dict()
-            self.checkpoint = {k: v.clone() if isinstance(v, paddle.Tensor) else v for k, v in state.items()}
+        self.checkpoint = self.state_after(source)
 
     def ready(self) -> None:
-        """All that precedes a step."""
         if self.indexed is not None and self.steps >= self.indexed:
             self.optimizer.batch_index = ORDER[self.steps % len(ORDER)]
-        grads = self.problem.gradients(self.steps, [param.numpy() for param in self.params])
-        for param, grad in zip(self.params, grads):
-            param.grad = paddle.to_tensor(grad, dtype=param.dtype)
+        super().ready()
 
     def finish(self) -> None:
-        self.optimizer.clear_grad(set_to_zero=False)
+        super().finish()
         if isinstance(self.optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
             self.optimizer._learning_rate.step()
-        self.steps += 1
-
-    def train(self) -> None:
-        self.ready()
-        self.optimizer.step()
-        self.finish()
 
     def content(self) -> dict[str, Any]:
         """All that a later step depends on."""
@@ -95,10 +83,6 @@ class Subject:
         return found
 
 
-def step(subject: Subject) -> None:
-    subject.optimizer.step()
-
-
 def give_index(subject: Subject) -> None:
     subject.optimizer.batch_index = 1
 
@@ -110,11 +94,6 @@ def load(subject: Subject) -> None:
 def look(subject: Subject) -> None:
     subject.optimizer.state_dict()
     subject.optimizer.gradient_norm()
-
-
-def skipped_step(subject: Subject) -> None:
-    subject.optimizer._set_auxiliary_var("found_inf", paddle.to_tensor([True]))
-    subject.optimizer.step()
 
 
 #: Random moments in each case of the last test.
