@@ -24,13 +24,13 @@ from paddle_asgd.native import asgd_update
 SHAPES = {"first": [3, 2], "second": [5]}
 LISTS = ("params", "grads", "d", "y", "m")
 #: The shape of the second item of each list.
-SHAPE = {"params": [5], "grads": [5], "d": [5], "y": [3, 5], "m": [1]}
+SHAPE = {"params": [5], "grads": [5], "d": [5], "y": [3, 5], "m": [1], "y_scale": [3, 1]}
 #: How the texts call the items, and the lists.
 ITEM = {"params": "value", "grads": "gradient", "d": "d", "y": "y", "m": "m"}
 LIST = {"params": "gradients", "grads": "gradients", "d": "sums d", "y": "histories y", "m": "counters m"}
 
 
-def native_call(dtype: str = "float32", masters: bool = False) -> dict:
+def native_call(dtype: str = "float32", masters: bool = False, narrow: bool = False) -> dict:
     """Valid arguments for the fifth step of two parameters."""
     draw = np.random.default_rng(3)
 
@@ -47,6 +47,9 @@ def native_call(dtype: str = "float32", masters: bool = False) -> dict:
         "learning_rate": 0.1,
         "weight_decay": 0.25,
     }
+    if narrow:
+        call["y"] = [y.astype(stored) for y, stored in zip(call["y"], ("int8", "int16"))]
+        call["y_scale"] = [paddle.full([3, -(-int(np.prod(shape)) // 128)], 0.5) for shape in SHAPES.values()]
     for param, name in zip(call["params"], SHAPES):
         param.name = name
     return call
@@ -158,13 +161,48 @@ ROWS.update(
         "y_other_than_grads": (second("y", lambda: tensor("y"), **HALF), ValueError, "'second'", "float32", "float16"),
     }
 )
+NARROW = {"narrow": True}
+ROWS.update(
+    {
+        "y_scale_missing": (whole("y_scale", lambda: None, **NARROW), ValueError, "scales y_scale", "0", "2"),
+        "y_scale_short": (
+            whole("y_scale", lambda: native_call(**NARROW)["y_scale"][:1], **NARROW),
+            ValueError,
+            *("scales y_scale", "1", "2"),
+        ),
+        "y_scale_beside_exact": (
+            whole("y_scale", lambda: native_call(**NARROW)["y_scale"]),
+            ValueError,
+            *("scales y_scale", "2", "0"),
+        ),
+        "y_scale_is_a_tensor": (whole("y_scale", lambda: tensor("y_scale"), **NARROW), TypeError, "y_scale", "Tensor"),
+        "y_scale_with_none": (second("y_scale", lambda: None, **NARROW), TypeError, "y_scale[1]", "None"),
+        "y_scale_shape": (
+            second("y_scale", lambda: tensor("y_scale", shape=[3, 2]), **NARROW),
+            ValueError,
+            *("y_scale", "'second'", "[3, 2]", "[3, 1]"),
+        ),
+        "y_scale_float64": (
+            second("y_scale", lambda: tensor("y_scale", "float64"), **NARROW),
+            ValueError,
+            *("y_scale", "'second'", "float64"),
+        ),
+        "y_scale_strided": (second("y_scale", lambda: strided("y_scale"), **NARROW), ValueError, "'second'", "strided"),
+        "y_scale_uninitialised": (second("y_scale", paddle.Tensor, **NARROW), ValueError, "y_scale", "'second'"),
+        "y_scale_without_memory": (
+            second("y_scale", lambda: without_memory("y_scale"), **NARROW),
+            ValueError,
+            *("y_scale", "'second'", "memory"),
+        ),
+    }
+)
 
 
 @table(ROWS)
 def test_refused_at_once(row: tuple) -> None:
     make, error, *pieces = row
     call = make()
-    lists = [call[key] for key in (*LISTS, "masters") if isinstance(call[key], list)]
+    lists = [call[key] for key in (*LISTS, "masters", "y_scale") if isinstance(call.get(key), list)]
     tensors = [t for items in lists for t in items if isinstance(t, paddle.Tensor)]
     # Paddle itself dies when it is asked for the numbers of a sparse tensor.
     readable = [t for t in tensors if t.is_dense() and t._is_initialized()]
@@ -188,7 +226,7 @@ def test_refused_where_memory_ends_before_the_shape(key: str) -> None:
 
 def test_valid_calls_step() -> None:
     """The table's arguments are bad only where a row says so; and any sequence will do."""
-    for kind in ({}, {"dtype": "bfloat16"}, HALF):
+    for kind in ({}, {"dtype": "bfloat16"}, HALF, NARROW):
         for sequence in (list, tuple):
             call = native_call(**kind)
             call.update({key: sequence(call[key]) for key in (*LISTS, "masters") if call[key] is not None})
